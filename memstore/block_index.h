@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace infllm::memstore {
+
+struct ScoredBlock {
+  int64_t index = 0;
+  float score = 0;
+};
+
+// The representatives of one layer of one context, and exact top-k over them.
+// Not thread-safe: the owner locks. Copies made by Fork() share storage and then grow apart.
+class BlockIndex {
+ public:
+  virtual ~BlockIndex() = default;
+  virtual int64_t size() const = 0;
+  virtual size_t size_bytes() const = 0;
+  // Representatives [count, q_heads, head_dim] of the next `count` blocks.
+  virtual absl::Status Add(std::span<const float> representatives) = 0;
+  // [q_heads, head_dim] of one block. REQUIRES: 0 <= block < size().
+  virtual std::span<const float> representative(int64_t block) const = 0;
+  // The min(k, size()) best blocks, best first; ties go to the smaller index.
+  virtual absl::StatusOr<std::vector<ScoredBlock>> TopK(std::span<const float> query, int64_t k,
+                                                        kernels::Scoring scoring) = 0;
+  virtual std::unique_ptr<BlockIndex> Fork() const = 0;
+};
+
+// Scans with the ops of `backend`, which must be host-accessible and outlive the index.
+std::unique_ptr<BlockIndex> NewBlockIndex(kernels::Backend& backend, int64_t q_heads,
+                                          int64_t head_dim);
+
+}  // namespace infllm::memstore

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace infllm::memstore {
+
+// Where blocks go that RAM has no room for: immutable values of 4 KB to 1 MB under short binary
+// keys. It stores bytes and knows nothing of blocks; integrity is the caller's (block_codec.h).
+// Thread-safe; calls block on I/O.
+class ColdStore {
+ public:
+  struct Record {
+    std::string_view key;
+    std::span<const std::byte> value;
+  };
+  virtual ~ColdStore() = default;
+
+  // Writes all records or reports why not. Writing a key again replaces its value.
+  //   RESOURCE_EXHAUSTED  the device is full
+  virtual absl::Status Put(std::span<const Record> records) = 0;
+  // Values in the order of `keys`, each into outs[i], whose size must be the stored size.
+  // One status per key: NOT_FOUND, DATA_LOSS (stored size differs, or the device's own checksum
+  // failed), UNAVAILABLE (I/O error).
+  virtual std::vector<absl::Status> Get(std::span<const std::string_view> keys,
+                                        std::span<const std::span<std::byte>> outs) = 0;
+  virtual absl::Status Delete(std::span<const std::string_view> keys) = 0;
+};
+
+struct RocksDbOptions {
+  std::string directory;  // created if missing; one process at a time
+};
+// FAILED_PRECONDITION: another process has the directory open; PERMISSION_DENIED, UNAVAILABLE.
+absl::StatusOr<std::unique_ptr<ColdStore>> OpenRocksDb(const RocksDbOptions& options);
+
+// Keeps values in RAM: for tests.
+std::unique_ptr<ColdStore> NewFakeColdStore();
+
+}  // namespace infllm::memstore

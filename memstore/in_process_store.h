@@ -1,0 +1,23 @@
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "memstore/cold_store.h"
+#include "memstore/memory_store.h"
+
+namespace infllm::memstore {
+
+struct InProcessOptions {
+  int64_t ram_capacity_bytes = int64_t{4} << 30;  // payloads, pinned ones included
+};
+
+// The store itself; the daemon serves one, an embedded worker owns one. Payloads live in the RAM
+// tier and, when it is full, the least recently used go to `cold` (may be null: then a full RAM
+// tier is RESOURCE_EXHAUSTED). `backend` must be host-accessible and outlive the store.
+std::unique_ptr<MemoryStore> NewInProcessStore(const InProcessOptions& options,
+                                               kernels::Backend& backend,
+                                               std::unique_ptr<ColdStore> cold);
+
+}  // namespace infllm::memstore
