@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/core/dtype.h"
 #include "kernels/core/thread_pool.h"
+#include "kernels/cpu/isa.h"
 
 namespace infllm::kernels {
 
@@ -253,7 +254,9 @@ class Backend {
 // Plain double-precision loops, one thread. The oracle of the contract tests; never optimised.
 std::unique_ptr<Backend> NewReferenceBackend();
 
-// SIMD for the best of the instruction sets that this CPU has. `pool` is shared, not owned.
+// SIMD for `isa`, which must be one of SupportedIsas(); the shorter form takes the best of them.
+// `pool` is shared, not owned.
+std::unique_ptr<Backend> NewCpuBackend(ThreadPool& pool, Isa isa);
 std::unique_ptr<Backend> NewCpuBackend(ThreadPool& pool);
 
 }  // namespace infllm::kernels
