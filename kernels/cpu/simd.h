@@ -12,6 +12,12 @@
 #error "simd.h is for sources compiled per instruction set"
 #endif
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+// AVX-512 intrinsics are used in their maskz form: the others draw a false -Wuninitialized from
+// GCC 12 (PR 105593), and the code is the same.
 namespace infllm::kernels::INFLLM_ISA {
 
 #if defined(__AVX512F__)
@@ -35,24 +41,105 @@ static inline VecF Load(const float* p) {
 }
 static inline void Store(float* p, VecF v) { std::memcpy(p, &v, sizeof(v)); }
 
+// The first n (0 <= n <= kLanes) lanes; the others load as zero and are not touched in memory.
+static inline VecF LoadPartial(const float* p, int n) {
+#if defined(__AVX512F__)
+  return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#else
+  VecF v = {};
+  std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
+  return v;
+#endif
+}
+static inline void StorePartial(float* p, VecF v, int n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#else
+  std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
+#endif
+}
+
 // bf16 bits to float: exact.
 static inline VecF LoadBf16(const uint16_t* p) {
+#if defined(__AVX512F__)
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (VecF)((VecU)_mm512_maskz_cvtepu16_epi32(0xffff, h) << 16);
+#elif defined(__AVX2__)
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (VecF)((VecU)_mm256_cvtepu16_epi32(h) << 16);
+#else
   VecH h;
   std::memcpy(&h, p, sizeof(h));
   return (VecF)(__builtin_convertvector(h, VecU) << 16);
+#endif
+}
+
+// Float to bf16 bits as BF16(float) does it: to nearest even, a NaN stays a NaN, subnormals are
+// kept (which vcvtneps2bf16 would flush).
+static inline VecH ToBf16(VecF v) {
+  const VecU u = (VecU)v;
+  const VecU rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const VecU quiet = (u >> 16) | 0x40u;
+  return __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, VecH);
 }
 
 static inline VecF Max(VecF a, VecF b) { return a > b ? a : b; }
 
+// The lanes rotated by `n`: what the log-step reductions below add to themselves.
+template <int n>
+static inline VecF Rotate(VecF v) {
+  VecI index;
+  for (int i = 0; i < kLanes; ++i) index[i] = (i + n) % kLanes;
+  return __builtin_shuffle(v, index);
+}
 static inline float ReduceAdd(VecF v) {
-  float sum = 0;
-  for (int i = 0; i < kLanes; ++i) sum += v[i];
-  return sum;
+  if constexpr (kLanes >= 16) v += Rotate<8>(v);
+  if constexpr (kLanes >= 8) v += Rotate<4>(v);
+  v += Rotate<2>(v);
+  v += Rotate<1>(v);
+  return v[0];
 }
 static inline float ReduceMax(VecF v) {
-  float best = v[0];
-  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+  if constexpr (kLanes >= 16) v = Max(v, Rotate<8>(v));
+  if constexpr (kLanes >= 8) v = Max(v, Rotate<4>(v));
+  v = Max(v, Rotate<2>(v));
+  v = Max(v, Rotate<1>(v));
+  return v[0];
+}
+
+// e^x to 2 ulp. Below ln(FLT_MIN), -inf included, it is exactly zero (subnormals would only slow
+// the sums down); above ln(FLT_MAX) it is +inf; NaN stays NaN.
+//   x = n ln2 + r, |r| <= ln2/2;  e^x = 2^n (1 + r + r^2 P(r)), P as in Cephes expf
+static inline VecF Exp(VecF x) {
+  constexpr float kLowest = -87.336544f;
+  constexpr float kToInfinity = 89.0f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves an integer in the low bits
+  const VecI underflow = x < Set(kLowest);
+  x = x < Set(kLowest) ? Set(kLowest) : x;
+  x = x > Set(kToInfinity) ? Set(kToInfinity) : x;
+
+  const VecF shifted = x * Set(1.44269504f) + Set(kRound);
+  const VecF n = shifted - Set(kRound);
+  VecF r = x - n * Set(0.693359375f);
+  r = r - n * Set(-2.12194440e-4f);
+
+  VecF p = Set(1.9875691500e-4f);
+  p = p * r + Set(1.3981999507e-3f);
+  p = p * r + Set(8.3334519073e-3f);
+  p = p * r + Set(4.1665795894e-2f);
+  p = p * r + Set(1.6666665459e-1f);
+  p = p * r + Set(5.0000001201e-1f);
+  p = p * (r * r) + r + Set(1.0f);
+
+#if defined(__AVX512F__)
+  p = (VecF)_mm512_maskz_scalef_ps(0xffff, (__m512)p, (__m512)n);
+#else
+  // In two factors, since 2^128 is not a float.
+  const VecI exponent = (VecI)shifted - (VecI)Set(kRound);
+  const VecI half = exponent >> 1;
+  p = p * (VecF)((half + 127) << 23) * (VecF)((exponent - half + 127) << 23);
+#endif
+  return underflow ? VecF{} : p;
 }
 
 }  // namespace infllm::kernels::INFLLM_ISA
