@@ -1,0 +1,63 @@
+// The parameters of the attention policies, with the names they have everywhere: flags, API, files.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "kernels/backend.h"
+#include "worker/model/model_config.h"
+
+namespace infllm::worker {
+
+enum class PolicyKind : uint8_t {
+  kFull,          // every token, at its true distance: the original model
+  kStreamingLlm,  // sinks + window, positions within the cache (arXiv 2309.17453)
+  kLmInfinite,    // sinks + window, distances clipped at the window (arXiv 2308.16137)
+  kInfLlm,        // sinks + window + retrieved blocks (arXiv 2402.04617)
+};
+enum class RopeScaling : uint8_t {
+  kNone,
+  kLinear,  // position interpolation: positions divided by rope_factor
+  kNtk,     // base * rope_factor^(D/(D-2)), D = head_dim
+};
+enum class CachePolicy : uint8_t {
+  kLru,   // the block whose last selection is oldest goes first
+  kLruS,  // the block with the least decayed attention mass goes first (paper sec. 3.2)
+};
+
+std::string_view Name(PolicyKind kind);
+std::string_view Name(RopeScaling scaling);
+std::string_view Name(CachePolicy policy);
+std::string_view Name(kernels::Scoring scoring);
+std::optional<PolicyKind> ParsePolicyKind(std::string_view name);
+std::optional<RopeScaling> ParseRopeScaling(std::string_view name);
+std::optional<CachePolicy> ParseCachePolicy(std::string_view name);
+std::optional<kernels::Scoring> ParseScoring(std::string_view name);
+
+// Defaults are the paper's for Mistral-7B.
+struct AttentionOptions {
+  PolicyKind policy = PolicyKind::kInfLlm;
+  RopeScaling rope_scaling = RopeScaling::kNone;
+  double rope_factor = 4;      // of kLinear and kNtk
+  int64_t n_init = 128;        // tokens kept from the start (attention sinks)
+  int64_t n_local = 4096;      // tokens of the sliding window, the query included
+  int64_t block_tokens = 128;  // tokens per memory block
+  int64_t top_k = 16;          // blocks retrieved per exec block
+  int64_t repr_top_k = 4;      // tokens whose keys are averaged into a representative
+  int64_t exec_block = 512;    // prefill tokens that share one retrieval
+  int64_t cache_blocks = 32;   // retrieved blocks kept per layer in device memory
+  CachePolicy cache_policy = CachePolicy::kLru;
+  double score_decay = 0.1;  // of kLruS, per exec block
+  kernels::Scoring scoring = kernels::Scoring::kMean;
+  // Reproduces the published code where it departs from the paper: in-window tokens of an exec
+  // block that are attended a second time as far ones. For parity runs only.
+  bool compat_reference = false;
+
+  // INVALID_ARGUMENT names the parameter, its value and the limit.
+  absl::Status Validate(const ModelConfig& model) const;
+};
+
+}  // namespace infllm::worker
