@@ -23,6 +23,7 @@ struct ModelConfig {
   int64_t max_position_embeddings = 0;  // trained length; 0 if the file does not say
   float rms_norm_eps = 0;
   double rope_theta = 10000;
+  double rope_linear_factor = 1;  // positions are divided by this (rope_scaling "linear")
   bool tied_embeddings = false;
   bool qkv_bias = false;
   // The model was trained to see only this many tokens back (Mistral v0.1).
