@@ -1,0 +1,93 @@
+#include "services/cli/flags.h"
+
+#include <CLI/CLI.hpp>
+
+namespace infllm::services {
+
+void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
+  using worker::Name;
+  worker::AttentionOptions& a = flags.attention;
+  flags.policy = Name(a.policy);
+  flags.rope_scaling = Name(a.rope_scaling);
+  flags.cache_policy = Name(a.cache_policy);
+  flags.scoring = Name(a.scoring);
+
+  const auto choice = [&](const char* name, std::string& value, const char* help,
+                          std::vector<std::string> names) {
+    return command.add_option(name, value, help)
+        ->check(CLI::IsMember(std::move(names)))
+        ->capture_default_str();
+  };
+
+  command.add_option("--model", flags.model, "Hugging Face model directory")->required();
+  choice("--device", flags.device, "where to compute; auto takes the GPU if one can",
+         {"auto", "cpu", "cuda"})
+      ->group("Machine");
+  choice("--dtype", flags.dtype,
+         "of weights, keys and values; auto is bf16 where the CPU multiplies it, else f32",
+         {"auto", "f32", "bf16"})
+      ->group("Machine");
+  command
+      .add_option("--threads", flags.threads,
+                  "compute threads; 0 is all cores up to 2, else one less")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str()
+      ->group("Machine");
+
+  command
+      .add_option("--memstore", flags.memstore,
+                  "memory store daemon, host:port or unix:path; default: in this process")
+      ->group("Memory store");
+  command
+      .add_option("--ram-bytes", flags.ram_bytes,
+                  "RAM for far blocks, e.g. 512MiB; the rest goes to --cold-dir (in process only)")
+      ->capture_default_str()
+      ->group("Memory store");
+  command
+      .add_option("--cold-dir", flags.cold_dir,
+                  "directory for blocks that RAM has no room for; default: a fresh one below "
+                  "$TMPDIR or /var/tmp, removed at the end (in process only)")
+      ->group("Memory store");
+
+  const char* method = "Method";
+  choice("--policy", flags.policy, "which tokens a query attends",
+         {"full", "streaming-llm", "lm-infinite", "infllm"})
+      ->group(method);
+  choice("--rope-scaling", flags.rope_scaling,
+         "linear: positions / factor (PI); ntk: base * factor^(D/(D-2))", {"none", "linear", "ntk"})
+      ->group(method);
+  const auto number = [&](const char* name, auto& value, const char* help) {
+    command.add_option(name, value, help)->capture_default_str()->group(method);
+  };
+  number("--rope-factor", a.rope_factor, "factor of --rope-scaling");
+  number("--n-init", a.n_init, "tokens kept from the start of the text (sinks)");
+  number("--n-local", a.n_local, "tokens of the sliding window");
+  number("--block-tokens", a.block_tokens, "tokens per memory block");
+  number("--top-k", a.top_k, "blocks retrieved per exec block and layer");
+  number("--repr-top-k", a.repr_top_k, "tokens averaged into a block's representative");
+  number("--exec-block", a.exec_block, "prefill tokens that share one retrieval");
+  number("--cache-blocks", a.cache_blocks, "retrieved blocks kept per layer on the device");
+  choice("--cache-policy", flags.cache_policy, "which cached block goes first", {"lru", "lru-s"})
+      ->group(method);
+  number("--score-decay", a.score_decay, "decay per exec block of --cache-policy lru-s");
+  choice("--scoring", flags.scoring,
+         "relevance of a block: the paper's mean, or a vote of the heads", {"mean", "head-vote"})
+      ->group(method);
+  choice("--compat", flags.compat,
+         "reference: double counting as in the published code, for parity runs",
+         {"none", "reference"})
+      ->group(method);
+  command.add_flag("--json", flags.json, "print one JSON object on stdout instead of text");
+}
+
+worker::AttentionOptions ResolveAttention(const RuntimeFlags& flags) {
+  worker::AttentionOptions options = flags.attention;
+  options.policy = *worker::ParsePolicyKind(flags.policy);
+  options.rope_scaling = *worker::ParseRopeScaling(flags.rope_scaling);
+  options.cache_policy = *worker::ParseCachePolicy(flags.cache_policy);
+  options.scoring = *worker::ParseScoring(flags.scoring);
+  options.compat_reference = flags.compat == "reference";
+  return options;
+}
+
+}  // namespace infllm::services

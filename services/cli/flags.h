@@ -1,0 +1,36 @@
+// The flags that every command which runs a model shares.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "kernels/core/dtype.h"
+#include "worker/attention/attention_options.h"
+
+namespace CLI {
+class App;
+}
+
+namespace infllm::services {
+
+struct RuntimeFlags {
+  std::string model;            // a Hugging Face directory
+  std::string device = "auto";  // auto, cpu, cuda
+  std::string dtype = "auto";   // auto, f32, bf16
+  int threads = 0;              // 0: ThreadPool::DefaultThreads()
+  std::string memstore;         // empty: in process
+  std::string ram_bytes = "4GiB";
+  std::string cold_dir;
+  std::string policy, rope_scaling, cache_policy, scoring, compat = "none";
+  worker::AttentionOptions attention;  // numbers are bound here; names above are parsed by Resolve
+  bool json = false;
+};
+
+// Binds the flags to `command`. `flags` must outlive it.
+void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags);
+
+// The attention options with the named choices filled in. The parser has checked the names.
+worker::AttentionOptions ResolveAttention(const RuntimeFlags& flags);
+
+}  // namespace infllm::services

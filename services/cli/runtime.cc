@@ -1,0 +1,95 @@
+#include "services/cli/runtime.h"
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/cuda_loader.h"
+#include "services/common/byte_size.h"
+#include "services/common/store_factory.h"
+
+namespace infllm::services {
+namespace {
+
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const RuntimeFlags& flags,
+                                                              kernels::ThreadPool& pool) {
+  if (flags.device == "cuda") {
+    INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> cuda,
+                            kernels::NewCudaBackend());
+    return absl::UnimplementedError(
+        "--device cuda: the CUDA plugin has no attention and matrix kernels yet; use --device cpu");
+  }
+  return kernels::NewCpuBackend(pool);
+}
+
+kernels::DType ChooseDType(const RuntimeFlags& flags, const kernels::Backend& backend) {
+  return kernels::ParseDType(flags.dtype).value_or(backend.preferred_dtype());
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags) {
+  const auto start = std::chrono::steady_clock::now();
+  auto runtime = std::make_unique<Runtime>();
+  INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
+  runtime->pool = std::make_unique<kernels::ThreadPool>(flags.threads);
+  INFLLM_ASSIGN_OR_RETURN(runtime->backend, MakeBackend(flags, *runtime->pool));
+  runtime->dtype = ChooseDType(flags, *runtime->backend);
+  const worker::AttentionOptions attention = ResolveAttention(flags);
+  // Cheap checks first: a typo should not cost the loading of the weights.
+  INFLLM_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::LoadModelConfig(flags.model));
+  INFLLM_RETURN_IF_ERROR(attention.Validate(config));
+  INFLLM_ASSIGN_OR_RETURN(runtime->model,
+                          worker::LoadModel(flags.model, *runtime->backend, runtime->dtype));
+  if (attention.policy == worker::PolicyKind::kInfLlm) {
+    INFLLM_ASSIGN_OR_RETURN(
+        runtime->store,
+        OpenStore({.memstore = flags.memstore, .ram_bytes = ram_bytes, .cold_dir = flags.cold_dir},
+                  *runtime->backend));
+  }
+  INFLLM_ASSIGN_OR_RETURN(
+      runtime->policy, worker::NewAttentionPolicy(runtime->model->config, attention, runtime->dtype,
+                                                  runtime->model->fingerprint, *runtime->backend,
+                                                  runtime->store.get()));
+  runtime->transformer = std::make_unique<worker::Transformer>(
+      runtime->model->config, *runtime->model->weights, *runtime->backend);
+  runtime->load_seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return runtime;
+}
+
+absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::string& directory) {
+  if (model.tokenizer != nullptr) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(directory,
+                   " has no tokenizer.model, which this command needs; token ids can be "
+                   "scored with `infllm score --token-ids`"));
+}
+
+absl::StatusOr<std::string> ReadText(const std::string& path) {
+  std::string text;
+  if (path == "-") {
+    text.assign(std::istreambuf_iterator<char>(std::cin), {});
+  } else {
+    std::error_code error;
+    if (std::filesystem::is_directory(path, error)) {
+      return absl::InvalidArgumentError(absl::StrCat(path, " is a directory, not a text file"));
+    }
+    std::ifstream file(path, std::ios::binary);
+    if (!file) {
+      return absl::NotFoundError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
+    }
+    text.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  if (text.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " is empty"));
+  return text;
+}
+
+}  // namespace infllm::services

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cstdint>
+
+#include "worker/engine/loaded_model.h"
+#include "worker/engine/session.h"
+
+namespace CLI {
+class App;
+}
+
+namespace infllm::services {
+
+struct SamplingFlags {
+  int64_t max_tokens = 0;
+  worker::SamplingOptions options;
+
+  worker::GenerateOptions GenerateOptions(const worker::LoadedModel& model) const {
+    return {.max_tokens = max_tokens, .sampling = options, .stop_ids = model.StopIds()};
+  }
+};
+
+// Binds --max-tokens, --temperature, --top-k-sampling, --top-p and --seed.
+void AddSamplingFlags(CLI::App& command, SamplingFlags& flags, int64_t default_max_tokens);
+
+}  // namespace infllm::services
