@@ -26,16 +26,18 @@ struct ModelConfig {
   double rope_linear_factor = 1;  // positions are divided by this (rope_scaling "linear")
   bool tied_embeddings = false;
   bool qkv_bias = false;
-  // The model was trained to see only this many tokens back (Mistral v0.1).
+  // The model was trained to see only this many tokens, the current one included (Mistral v0.1).
   std::optional<int64_t> sliding_window;
   std::optional<int32_t> bos_id;
   std::vector<int32_t> eos_ids;
 };
 
-// Refuses by name every feature that changes the computation and that we do not implement.
+// Refuses by name every feature that changes the computation and that we do not implement. What
+// the file leaves out has the default of transformers 4.46 for its model_type.
 //   INVALID_ARGUMENT  malformed JSON, a missing or out-of-range field, an unsupported feature
 absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json);
-// Reads DIR/config.json (NOT_FOUND) and, if there, the token ids of DIR/generation_config.json.
+// Reads DIR/config.json (NOT_FOUND) and, if there, the token ids of DIR/generation_config.json,
+// which go before those of config.json.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory);
 
 }  // namespace infllm::worker
