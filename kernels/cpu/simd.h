@@ -33,7 +33,8 @@ typedef int32_t VecI __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t VecU __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t VecH __attribute__((vector_size(kLanes * 2)));  // bf16 bits
 
-static inline VecF Set(float x) { return VecF{} + x; }
+// x - 0 is x for every x, so this compiles to a mere broadcast (0 + x would not: it turns -0 to 0).
+static inline VecF Set(float x) { return x - VecF{}; }
 static inline VecF Load(const float* p) {
   VecF v;
   std::memcpy(&v, p, sizeof(v));
