@@ -1,0 +1,103 @@
+#include "services/common/errors.h"
+
+#include <grpcpp/support/status.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace infllm::services {
+namespace {
+
+absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
+
+std::string Describe(const error::Place& place) {
+  std::string text =
+      absl::StrCat("context ", static_cast<uint64_t>(place.context), ", layer ", place.layer);
+  if (place.block >= 0) absl::StrAppend(&text, ", block ", place.block);
+  return text;
+}
+
+}  // namespace
+
+grpc::Status ToGrpcStatus(const absl::Status& status) {
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
+}
+
+absl::Status FromGrpcStatus(const grpc::Status& status) {
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+}
+
+namespace error {
+
+absl::Status ContextNotFound(memstore::ContextId context) {
+  return absl::NotFoundError(
+      absl::StrCat("context ", static_cast<uint64_t>(context),
+                   " does not exist: never created, dropped, or the store was restarted"));
+}
+
+absl::Status FieldMissing(std::string_view field) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(ToAbsl(field), " is missing or has a value that this server does not know"));
+}
+
+absl::Status FieldNotFinite(std::string_view field, int64_t position, float value) {
+  return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), "[", position, "] is ", value,
+                                                 "; all values must be finite numbers"));
+}
+
+absl::Status NotWholeBlocks(std::string_view field, int64_t value, int64_t unit) {
+  return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), " has ", value,
+                                                 " elements, not a multiple of the ", unit,
+                                                 " that one block of this context has"));
+}
+
+absl::Status ChecksumCount(int64_t checksums, int64_t blocks) {
+  return absl::InvalidArgumentError(absl::StrCat("crc32c has ", checksums, " entries for ", blocks,
+                                                 " blocks; one each is needed"));
+}
+
+absl::Status TooManyBlocks(std::string_view field, int64_t blocks, int64_t limit) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(ToAbsl(field), " names ", blocks, " blocks; at most ", limit, " per call"));
+}
+
+absl::Status ArrivedDamaged(std::string_view what, const Place& place) {
+  return absl::DataLossError(absl::StrCat(ToAbsl(what), " of ", Describe(place),
+                                          " arrived damaged: its checksum does not fit; nothing of "
+                                          "the message was used, send it again"));
+}
+
+absl::Status CallerGone() {
+  return absl::CancelledError("the caller cancelled the call or its deadline has passed");
+}
+
+absl::Status OutOfMemory() {
+  return absl::ResourceExhaustedError(
+      "the server has no memory left for this call; lower --ram-bytes or send smaller requests");
+}
+
+absl::Status BadAnswer(std::string_view store, const Place& place, std::string_view what) {
+  return absl::DataLossError(absl::StrCat("the answer of the memory store at ", ToAbsl(store),
+                                          " about ", Describe(place),
+                                          " was refused: ", ToAbsl(what)));
+}
+
+absl::Status StoreUnavailable(std::string_view store, std::string_view reason) {
+  return absl::UnavailableError(absl::StrCat("the memory store at ", ToAbsl(store),
+                                             " does not answer (", ToAbsl(reason),
+                                             "); is infllm-memstore running there?"));
+}
+
+absl::Status StoreTimedOut(std::string_view store, std::string_view call, double seconds) {
+  return absl::UnavailableError(absl::StrCat("the memory store at ", ToAbsl(store),
+                                             " did not finish ", ToAbsl(call), " within ", seconds,
+                                             " s"));
+}
+
+absl::Status NotAMemoryStore(std::string_view store) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("what listens at ", ToAbsl(store),
+                   " speaks gRPC but is not an infllm-memstore of this version"));
+}
+
+}  // namespace error
+}  // namespace infllm::services

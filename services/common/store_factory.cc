@@ -1,0 +1,33 @@
+#include "services/common/store_factory.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+#include "memstore/cold_store.h"
+#include "memstore/in_process_store.h"
+#include "services/common/cold_directory.h"
+#include "services/memstore/remote_store.h"
+
+namespace infllm::services {
+
+absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOptions& options,
+                                                                 kernels::Backend& backend) {
+  if (!options.memstore_target.empty()) {
+    return ConnectRemoteStore(options.memstore_target, RemoteStoreOptions());
+  }
+  if (options.ram_bytes <= 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ram-bytes is ", options.ram_bytes, "; the RAM tier needs at least 1 byte"));
+  }
+  std::unique_ptr<memstore::ColdStore> cold;
+  if (options.cold_dir.empty()) {
+    cold = NewScratchColdStore();
+  } else {
+    INFLLM_ASSIGN_OR_RETURN(cold, OpenColdDirectory(options.cold_dir));
+  }
+  return memstore::NewInProcessStore({.ram_capacity_bytes = options.ram_bytes}, backend,
+                                     std::move(cold));
+}
+
+}  // namespace infllm::services

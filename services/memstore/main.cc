@@ -1,0 +1,132 @@
+// infllm-memstore: keeps the blocks of contexts for workers in other processes.
+#include <pthread.h>
+
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <string>
+
+#include "absl/time/time.h"
+#include "kernels/backend.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/core/thread_pool.h"
+#include "services/common/byte_size.h"
+#include "services/common/endpoint.h"
+#include "services/common/malloc_tuning.h"
+#include "services/common/store_factory.h"
+#include "services/memstore/server.h"
+
+namespace infllm::services {
+namespace {
+
+constexpr int kExitError = 1;
+constexpr int kExitUsage = 2;
+// How long running calls may take to end when the daemon is asked to.
+constexpr absl::Duration kDrain = absl::Seconds(10);
+
+struct Options {
+  Endpoint listen{.path = "", .host = "127.0.0.1", .port = 7077};
+  StoreOptions store;
+  int threads = 0;
+};
+
+// A CLI11 check that parses, too, so that a bad value is refused by the flag's name.
+template <typename T, typename Parse>
+CLI::Validator Into(T& out, Parse parse) {
+  return CLI::Validator(
+      [&out, parse](std::string& text) {
+        auto parsed = parse(text);
+        if (!parsed.ok()) return std::string(parsed.status().message());
+        out = *std::move(parsed);
+        return std::string();
+      },
+      "");
+}
+
+void AddFlags(CLI::App& app, Options& options) {
+  // The texts live as long as the flags only show them; the values are in `options`.
+  static std::string listen, ram_bytes;
+  listen = options.listen.ToString();
+  ram_bytes = FormatByteSize(options.store.ram_bytes);
+  app.add_option("--listen", listen,
+                 "Where to listen: host:port, [ipv6]:port or unix:/path; port 0 picks a free one")
+      ->type_name("ADDRESS")
+      ->check(Into(options.listen, ParseEndpoint))
+      ->capture_default_str();
+  app.add_option("--ram-bytes", ram_bytes,
+                 "Capacity of the RAM tier: bytes, or with a unit as in 512MiB or 4GiB")
+      ->type_name("SIZE")
+      ->check(Into(options.store.ram_bytes, ParseByteSize))
+      ->capture_default_str();
+  app.add_option("--cold-dir", options.store.cold_dir,
+                 "Directory for the blocks that RAM has no room for; they go to its subdirectory "
+                 "infllm-cold, which is EMPTIED at start and removed at exit, since contexts do "
+                 "not survive the daemon. Default: a fresh directory below $TMPDIR or /var/tmp, "
+                 "made when needed")
+      ->type_name("DIR");
+  app.add_option("--threads", options.threads,
+                 "Threads that score blocks; 0: all vCPUs up to two, else one less")
+      ->type_name("N")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+}
+
+sigset_t StopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  return signals;
+}
+
+absl::Status Serve(const Options& options) {
+  // Blocked here and so in every thread to come: they are waited for below.
+  const sigset_t signals = StopSignals();
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  kernels::ThreadPool pool(options.threads);
+  const std::unique_ptr<kernels::Backend> backend = kernels::NewCpuBackend(pool);
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<memstore::MemoryStore> store,
+                          OpenStore(options.store, *backend));
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<MemstoreServer> server,
+                          MemstoreServer::Start(options.listen, *store));
+  std::cout << "infllm-memstore: listening on " << server->endpoint().ToString() << " (RAM tier "
+            << FormatByteSize(options.store.ram_bytes) << ")" << std::endl;
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  std::cout << "infllm-memstore: stopping, waiting up to " << absl::ToInt64Seconds(kDrain)
+            << " s for running calls" << std::endl;
+  // From here on a second signal ends the process at once.
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  server->Shutdown(kDrain);
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  TuneMallocForMessages();
+  CLI::App app(
+      "Keeps blocks of keys and values for infllm workers: in RAM, and on disk beyond that. Serves "
+      "infllm.v1.MemoryStore with gRPC health and reflection. It starts empty and forgets all "
+      "contexts when it ends; SIGTERM or ^C drains running calls first, a second one ends at once.",
+      "infllm-memstore");
+  Options options;
+  AddFlags(app, options);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : kExitUsage;
+  }
+  const absl::Status status = Serve(options);
+  if (!status.ok()) {
+    std::cerr << "infllm-memstore: " << status.message() << "\n";
+    return status.code() == absl::StatusCode::kInvalidArgument ? kExitUsage : kExitError;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace infllm::services
+
+int main(int argc, char** argv) { return infllm::services::Main(argc, argv); }

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "memstore/memory_store.h"
+#include "services/common/endpoint.h"
+
+namespace infllm::services {
+
+// A gRPC server with infllm.v1.MemoryStore over one store, gRPC health (grpc.health.v1, overall and
+// for the service by name) and reflection.
+class MemstoreServer {
+ public:
+  // Listens on `listen` and serves `store`, which must outlive the server.
+  //   Errors: those of PrepareToListen().
+  static absl::StatusOr<std::unique_ptr<MemstoreServer>> Start(const Endpoint& listen,
+                                                               memstore::MemoryStore& store);
+  // Shuts down without grace if that has not happened yet.
+  ~MemstoreServer();
+
+  // Where it listens; a port of 0 has become the one that was picked.
+  const Endpoint& endpoint() const;
+
+  // Reports itself unhealthy, takes no new calls, and returns when the running ones have ended;
+  // those that have not after `grace` are cancelled. The file of a Unix socket goes.
+  void Shutdown(absl::Duration grace);
+
+ private:
+  struct Impl;
+  explicit MemstoreServer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace infllm::services
