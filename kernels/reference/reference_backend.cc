@@ -1,15 +1,13 @@
 // The oracle: every op as its formula reads, in double, on one thread. Rounded to float (or to the
 // stored dtype) once, at the end.
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/host_memory.h"
 #include "kernels/reference/reference_attention.h"
 #include "kernels/validate_args.h"
 
@@ -60,16 +58,7 @@ class ReferenceBackend : public Backend {
   bool host_accessible() const override { return true; }
   DType preferred_dtype() const override { return DType::kF32; }
 
-  absl::StatusOr<Buffer> Allocate(size_t bytes) override {
-    constexpr size_t kAlignment = 64;
-    if (bytes > SIZE_MAX - kAlignment) bytes = SIZE_MAX - kAlignment;
-    const size_t rounded = (bytes / kAlignment + 1) * kAlignment;
-    void* data = std::aligned_alloc(kAlignment, rounded);
-    if (data == nullptr) {
-      return absl::ResourceExhaustedError(absl::StrCat("reference: no ", bytes, " bytes left"));
-    }
-    return Buffer(data, bytes, [](void* p) { std::free(p); });
-  }
+  absl::StatusOr<Buffer> Allocate(size_t bytes) override { return AllocateHost(bytes); }
   absl::Status Upload(void* device, const void* host, size_t bytes) override {
     return Copy("Upload", device, host, bytes);
   }
