@@ -42,10 +42,18 @@ static inline VecF Load(const float* p) {
 }
 static inline void Store(float* p, VecF v) { std::memcpy(p, &v, sizeof(v)); }
 
+static inline VecI LaneNumbers() {
+  VecI v;
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
+
 // The first n (0 <= n <= kLanes) lanes; the others load as zero and are not touched in memory.
 static inline VecF LoadPartial(const float* p, int n) {
 #if defined(__AVX512F__)
   return (VecF)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
+#elif defined(__AVX2__)
+  return (VecF)_mm256_maskload_ps(p, (__m256i)(LaneNumbers() < n));
 #else
   VecF v = {};
   std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
@@ -55,6 +63,8 @@ static inline VecF LoadPartial(const float* p, int n) {
 static inline void StorePartial(float* p, VecF v, int n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(p, (__m256i)(LaneNumbers() < n), (__m256)v);
 #else
   std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
 #endif
@@ -106,6 +116,26 @@ static inline float ReduceMax(VecF v) {
   v = Max(v, Rotate<2>(v));
   v = Max(v, Rotate<1>(v));
   return v[0];
+}
+
+// A square transpose: log2(kLanes) perfect shuffles.
+static inline void Transpose(VecF (&rows)[kLanes]) {
+  VecI low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + (i % 2) * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+#pragma GCC unroll 4
+  for (int step = 1; step < kLanes; step *= 2) {
+    VecF next[kLanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
 }
 
 // e^x to 2 ulp. Below ln(FLT_MIN), -inf included, it is exactly zero (subnormals would only slow

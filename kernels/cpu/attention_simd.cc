@@ -1,0 +1,412 @@
+#include "kernels/cpu/attention_simd.h"
+
+#include "kernels/cpu/simd.h"
+
+namespace infllm::kernels::INFLLM_ISA {
+namespace {
+
+// Accumulators of a register tile: kRowBlock rows by kMaxVectors vectors, which leaves registers
+// for one row of the other operand (16 vector registers below AVX-512, 32 with it).
+constexpr int kMaxVectors = kLanes == 16 ? 4 : 2;
+constexpr int kTileVectors = kTileKeys / kLanes;
+constexpr float kNegInf = -__builtin_inff();
+
+int64_t Vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
+
+// A row that has seen no key has max -inf; e^(-inf - 0) is the zero that it needs.
+VecF FiniteMax(VecF max) { return max == Set(kNegInf) ? VecF{} : max; }
+
+// ---- Packing ----
+
+// The first n (<= kLanes) elements of a row of keys or values; zero beyond.
+template <bool kBf16>
+inline VecF LoadRow(const void* row, int64_t offset, int n) {
+  if constexpr (kBf16) {
+    const uint16_t* p = static_cast<const uint16_t*>(row) + offset;
+    if (n == kLanes) return LoadBf16(p);
+    uint16_t bits[kLanes] = {};
+    std::memcpy(bits, p, static_cast<size_t>(n) * sizeof(uint16_t));
+    return LoadBf16(bits);
+  } else {
+    const float* p = static_cast<const float*>(row) + offset;
+    return n == kLanes ? Load(p) : LoadPartial(p, n);
+  }
+}
+
+template <bool kBf16>
+void PackKeys(const KeyTile& tile, int64_t head_dim) {
+  for (int64_t key = 0; key < tile.keys; key += kLanes) {
+    const int64_t present = tile.keys - key < kLanes ? tile.keys - key : kLanes;
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      const int width = static_cast<int>(head_dim - d < kLanes ? head_dim - d : kLanes);
+      float* out = tile.transposed + d * kTileKeys + key;
+      VecF rows[kLanes];
+      if (present == kLanes && width == kLanes) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) rows[i] = LoadRow<kBf16>(tile.k[key + i], d, kLanes);
+        Transpose(rows);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) Store(out + i * kTileKeys, rows[i]);
+      } else {
+        for (int i = 0; i < kLanes; ++i) {
+          rows[i] = i < present ? LoadRow<kBf16>(tile.k[key + i], d, width) : VecF{};
+        }
+        Transpose(rows);
+        for (int i = 0; i < width; ++i) Store(out + i * kTileKeys, rows[i]);
+      }
+    }
+  }
+}
+
+template <bool kBf16>
+void PackValues(KeyTile& tile, int64_t head_dim) {
+  if (!kBf16 && head_dim % kLanes == 0) {
+    for (int i = 0; i < tile.keys; ++i) tile.values[i] = static_cast<const float*>(tile.v[i]);
+    return;
+  }
+  const int64_t stride = PaddedDim(head_dim);
+  for (int i = 0; i < tile.keys; ++i) {
+    float* row = tile.value_copy + i * stride;
+    for (int64_t d = 0; d < head_dim; d += kLanes) {
+      const int width = static_cast<int>(head_dim - d < kLanes ? head_dim - d : kLanes);
+      Store(row + d, LoadRow<kBf16>(tile.v[i], d, width));
+    }
+    tile.values[i] = row;
+  }
+}
+
+void PackMasks(KeyTile& tile) {
+  tile.masked = !tile.all_visible || tile.keys % kLanes != 0;
+  if (!tile.masked) return;
+  const int64_t vectors = Vectors(tile.keys);
+  for (int64_t i = tile.keys; i < vectors * kLanes; ++i) {  // no one sees the padding
+    tile.first_token[i] = INT32_MAX;
+    tile.end_token[i] = 0;
+  }
+  for (int64_t v = 0; v < vectors; ++v) {
+    int32_t some_first = INT32_MAX, some_end = 0, all_first = 0, all_end = INT32_MAX;
+    for (int i = 0; i < kLanes; ++i) {
+      const int32_t first = tile.first_token[v * kLanes + i];
+      const int32_t end = tile.end_token[v * kLanes + i];
+      some_first = first < some_first ? first : some_first;
+      some_end = end > some_end ? end : some_end;
+      all_first = first > all_first ? first : all_first;
+      all_end = end < all_end ? end : all_end;
+    }
+    tile.some_first[v] = some_first;
+    tile.some_end[v] = some_end;
+    tile.all_first[v] = all_first;
+    tile.all_end[v] = all_end;
+  }
+}
+
+void Pack(KeyTile& tile, int64_t head_dim, bool bf16) {
+  if (bf16) {
+    PackKeys<true>(tile, head_dim);
+    PackValues<true>(tile, head_dim);
+  } else {
+    PackKeys<false>(tile, head_dim);
+    PackValues<false>(tile, head_dim);
+  }
+  PackMasks(tile);
+}
+
+// ---- One block of M rows against one tile ----
+
+// s[m, n] = sum over d of q[d, m] k[d, n] for M rows and N vectors of keys.
+template <int M, int N>
+inline void ScoreVectors(const float* q, const float* k, int64_t head_dim, float* s) {
+  VecF acc[M][N] = {};
+  for (int64_t d = 0; d < head_dim; ++d) {
+    VecF key[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) key[n] = Load(k + n * kLanes);
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+      const VecF query = Set(q[m]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) acc[m][n] += query * key[n];
+    }
+    q += kRowBlock;
+    k += kTileKeys;
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) Store(s + m * kTileKeys + n * kLanes, acc[m][n]);
+  }
+}
+
+// The vectors of a tile that a block of rows sees at least a part of; p is zero outside.
+struct Span {
+  int64_t begin;
+  int64_t end;
+};
+
+// Masked scores of the rows from `row` on. Returns which vectors of p hold them.
+template <int M>
+inline Span Scores(const KeyTile& tile, const QueryRows& rows, int64_t row, float* p) {
+  Span span{0, Vectors(tile.keys)};
+  int32_t lowest = rows.token[row], highest = lowest;
+  if (tile.masked) {
+    for (int m = 1; m < M; ++m) {
+      const int32_t token = rows.token[row + m];
+      lowest = token < lowest ? token : lowest;
+      highest = token > highest ? token : highest;
+    }
+    const int64_t vectors = span.end;
+    const auto unseen = [&](int64_t v) {
+      return tile.some_first[v] > highest || tile.some_end[v] <= lowest;
+    };
+    while (span.begin < vectors && unseen(span.begin)) ++span.begin;
+    while (span.end > span.begin && unseen(span.end - 1)) --span.end;
+    for (int m = 0; m < M; ++m) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        if (v < span.begin || v >= span.end) Store(p + m * kTileKeys + v * kLanes, VecF{});
+      }
+    }
+  }
+
+  const float* q = rows.q + row * rows.head_dim;
+  int64_t v = span.begin;
+  for (; v + kMaxVectors <= span.end; v += kMaxVectors) {
+    ScoreVectors<M, kMaxVectors>(q, tile.transposed + v * kLanes, rows.head_dim, p + v * kLanes);
+  }
+  for (; v < span.end; ++v) {
+    ScoreVectors<M, 1>(q, tile.transposed + v * kLanes, rows.head_dim, p + v * kLanes);
+  }
+
+  if (tile.masked) {
+    for (v = span.begin; v < span.end; ++v) {
+      if (tile.all_first[v] <= lowest && tile.all_end[v] > highest) continue;
+      VecI first, end;
+      std::memcpy(&first, tile.first_token + v * kLanes, sizeof(first));
+      std::memcpy(&end, tile.end_token + v * kLanes, sizeof(end));
+      for (int m = 0; m < M; ++m) {
+        const VecI token = VecI{} + rows.token[row + m];
+        float* s = p + m * kTileKeys + v * kLanes;
+        Store(s, (first <= token) & (end > token) ? Load(s) : Set(kNegInf));
+      }
+    }
+  }
+  return span;
+}
+
+// p = e^(p - max) in place; returns the sum over lanes of each.
+inline VecF Exponentials(float* p, float max, Span span) {
+  const VecF shift = Set(max);
+  VecF sum = {};
+  for (int64_t v = span.begin; v < span.end; ++v) {
+    const VecF e = Exp(Load(p + v * kLanes) - shift);
+    Store(p + v * kLanes, e);
+    sum += e;
+  }
+  return sum;
+}
+
+// Turns scores into e^(s - max), and brings max and sum of the rows up to date. alpha[m] is what
+// the sums so far have to be multiplied with.
+template <int M>
+inline void Softmax(const QueryRows& rows, int64_t row, float* p, Span span, float* alpha) {
+  constexpr int kPadded = (kRowBlock + kLanes - 1) / kLanes * kLanes;
+  float finite[kPadded] = {};
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+    VecF best = Set(rows.max[row + m]);
+    for (int64_t v = span.begin; v < span.end; ++v) {
+      best = Max(best, Load(p + m * kTileKeys + v * kLanes));
+    }
+    finite[m] = ReduceMax(best);
+  }
+  for (int i = 0; i < kPadded; i += kLanes) {
+    const VecF old = Load(rows.max + row + i);
+    const VecF updated = Load(finite + i);
+    const VecF shift = FiniteMax(updated);
+    Store(alpha + i, Exp(old - shift));
+    Store(finite + i, shift);
+    const int here = M - i < kLanes ? M - i : kLanes;
+    if (here > 0) StorePartial(rows.max + row + i, updated, here);
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+    float* sum = rows.sum + (row + m) * kMaxLanes;
+    Store(sum, Load(sum) * Set(alpha[m]) + Exponentials(p + m * kTileKeys, finite[m], span));
+  }
+}
+
+// out[m, n] = alpha[m] out[m, n] + sum over keys of p[m, key] v[key, n], N vectors of dimensions.
+template <int M, int N>
+inline void AddValueVectors(const float* const* values, int64_t offset, const float* p,
+                            int64_t begin, int64_t end, const float* alpha, float* out,
+                            int64_t stride) {
+  // Few accumulators would wait for each other: consecutive keys then go to different ones.
+  constexpr int kChains = M * N >= 8 ? 1 : M * N >= 4 ? 2 : 4;
+  VecF acc[kChains][M][N] = {};
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      acc[0][m][n] = Load(out + m * stride + n * kLanes) * Set(alpha[m]);
+    }
+  }
+  const auto step = [&](VecF(&sums)[M][N], int64_t key) __attribute__((always_inline)) {
+    const float* v = values[key] + offset;
+    VecF value[N];
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) value[n] = Load(v + n * kLanes);
+#pragma GCC unroll 6
+    for (int m = 0; m < M; ++m) {
+      const VecF weight = Set(p[m * kTileKeys + key]);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; ++n) sums[m][n] += weight * value[n];
+    }
+  };
+  int64_t key = begin;
+  for (; key + kChains <= end; key += kChains) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChains; ++c) step(acc[c], key + c);
+  }
+  for (; key < end; ++key) step(acc[0], key);
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int n = 0; n < N; ++n) {
+      VecF total = acc[0][m][n];
+#pragma GCC unroll 4
+      for (int c = 1; c < kChains; ++c) total += acc[c][m][n];
+      Store(out + m * stride + n * kLanes, total);
+    }
+  }
+}
+
+template <int M>
+void AttendBlock(const KeyTile& tile, const QueryRows& rows, int64_t row, float* p) {
+  const Span span = Scores<M>(tile, rows, row, p);
+  if (span.begin == span.end) return;
+  float alpha[kMaxLanes];
+  Softmax<M>(rows, row, p, span, alpha);
+
+  const int64_t stride = PaddedDim(rows.head_dim);
+  const int64_t begin = span.begin * kLanes;
+  const int64_t end = span.end * kLanes < tile.keys ? span.end * kLanes : tile.keys;
+  float* out = rows.out + row * stride;
+  const int64_t vectors = Vectors(rows.head_dim);
+  int64_t n = 0;
+  for (; n + kMaxVectors <= vectors; n += kMaxVectors) {
+    AddValueVectors<M, kMaxVectors>(tile.values, n * kLanes, p, begin, end, alpha, out + n * kLanes,
+                                    stride);
+  }
+  for (; n < vectors; ++n) {
+    AddValueVectors<M, 1>(tile.values, n * kLanes, p, begin, end, alpha, out + n * kLanes, stride);
+  }
+}
+
+template <int M>
+void RescoreBlock(const KeyTile& tile, const QueryRows& rows, int64_t row, const float* max,
+                  float* p) {
+  const Span span = Scores<M>(tile, rows, row, p);
+  for (int m = 0; m < M; ++m) {
+    const float shift = max[row + m] == kNegInf ? 0.0f : max[row + m];
+    Exponentials(p + m * kTileKeys, shift, span);
+  }
+}
+
+// Calls body(integral constant M, first row) for blocks of M rows.
+template <typename Body>
+inline void ForRowBlocks(int64_t rows, const Body& body) {
+  static_assert(kRowBlock == 6);
+  int64_t row = 0;
+  for (; row + 6 <= rows; row += 6) body.template operator()<6>(row);
+  switch (rows - row) {
+    case 5:
+      return body.template operator()<5>(row);
+    case 4:
+      return body.template operator()<4>(row);
+    case 3:
+      return body.template operator()<3>(row);
+    case 2:
+      return body.template operator()<2>(row);
+    case 1:
+      return body.template operator()<1>(row);
+    default:
+      return;
+  }
+}
+
+void Attend(const KeyTile& tile, const QueryRows& rows, float* p, bool keep) {
+  ForRowBlocks(rows.rows, [&]<int M>(int64_t row) {
+    AttendBlock<M>(tile, rows, row, keep ? p + row * kTileKeys : p);
+  });
+}
+
+void Rescore(const KeyTile& tile, const QueryRows& rows, const float* max, float* p) {
+  ForRowBlocks(rows.rows, [&]<int M>(int64_t row) {
+    RescoreBlock<M>(tile, rows, row, max, p + row * kTileKeys);
+  });
+}
+
+// ---- After the tiles ----
+
+void RowTotals(const float* sum, int64_t rows, float* total) {
+  for (int64_t r = 0; r < rows; ++r) total[r] = ReduceAdd(Load(sum + r * kMaxLanes));
+}
+
+void Rescale(const float* a, const float* max, const float* factor, int64_t rows, float* out) {
+  for (int64_t r = 0; r < rows; r += kLanes) {
+    const VecF e = Exp(Load(a + r) - FiniteMax(Load(max + r)));
+    Store(out + r, Load(factor + r) * e);
+  }
+}
+
+void Combine(const float* const* parts, const float* weights, int64_t n, int64_t head_dim,
+             float* out) {
+  for (int64_t d = 0; d < head_dim; d += kLanes) {
+    VecF sum = Load(parts[0] + d) * Set(weights[0]);
+    for (int64_t i = 1; i < n; ++i) sum += Load(parts[i] + d) * Set(weights[i]);
+    if (head_dim - d >= kLanes) {
+      Store(out + d, sum);
+    } else {
+      StorePartial(out + d, sum, static_cast<int>(head_dim - d));
+    }
+  }
+}
+
+template <int N>
+inline void FoldVectors(const float* p, const float* weight, int64_t rows, float* mass) {
+  VecF acc[N] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    const VecF w = Set(weight[r]);
+#pragma GCC unroll 8
+    for (int n = 0; n < N; ++n) acc[n] += w * Load(p + r * kTileKeys + n * kLanes);
+  }
+#pragma GCC unroll 8
+  for (int n = 0; n < N; ++n) Store(mass + n * kLanes, acc[n]);
+}
+
+void FoldMass(const float* p, const float* weight, int64_t rows, int64_t keys, float* mass) {
+  constexpr int kStep = kTileVectors < 8 ? kTileVectors : 8;
+  const int64_t vectors = Vectors(keys);
+  int64_t v = 0;
+  for (; v + kStep <= vectors; v += kStep) {
+    FoldVectors<kStep>(p + v * kLanes, weight, rows, mass + v * kLanes);
+  }
+  for (; v < vectors; ++v) FoldVectors<1>(p + v * kLanes, weight, rows, mass + v * kLanes);
+}
+
+float AddMass(const float* src, int64_t keys, float* dst) {
+  VecF sum = {};
+  for (int64_t k = 0; k < keys; k += kLanes) {
+    const int here = static_cast<int>(keys - k < kLanes ? keys - k : kLanes);
+    const VecF x = LoadPartial(src + k, here);
+    if (dst != nullptr) StorePartial(dst + k, LoadPartial(dst + k, here) + x, here);
+    sum += x;
+  }
+  return ReduceAdd(sum);
+}
+
+}  // namespace
+
+const AttentionKernels kAttentionKernels = {Pack,    Attend,  Rescore,  RowTotals,
+                                            Rescale, Combine, FoldMass, AddMass};
+
+}  // namespace infllm::kernels::INFLLM_ISA

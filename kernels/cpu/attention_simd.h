@@ -1,0 +1,93 @@
+// The inner loops of CpuAttention, one table per instruction set. Plain data only: this header is
+// also compiled for AVX-512. Nothing here is validated; cpu_attention.cc is the only caller.
+//
+// One unit of work is a *query tile* (some tokens of all query heads that share a KV head) against
+// *key tiles* of up to kTileKeys keys. A key tile is transposed once, [head_dim, keys], and then
+// met by all rows of the query tile in blocks of kRowBlock rows:
+//   scores (rows x keys)  ->  online softmax  ->  weighted sum of values,
+// so that keys lie in vector lanes for the first product and value dimensions for the second.
+#pragma once
+
+#include <cstdint>
+
+namespace infllm::kernels {
+
+inline constexpr int kTileKeys = 128;
+inline constexpr int kRowBlock = 6;
+inline constexpr int kMaxLanes = 16;
+
+// Row arrays have room for this many rows, so that a vector may be read past the last of them.
+constexpr int64_t PaddedRows(int64_t rows) {
+  return (rows + kRowBlock - 1) / kRowBlock * kRowBlock + kMaxLanes;
+}
+constexpr int64_t PaddedDim(int64_t head_dim) {
+  return (head_dim + kMaxLanes - 1) / kMaxLanes * kMaxLanes;
+}
+
+struct KeyTile {
+  // Set by the caller. Key i is visible to the tokens [first_token[i], end_token[i]).
+  int32_t keys;
+  bool all_visible;          // every key to every token of the query tile
+  const void* k[kTileKeys];  // row of head_dim elements
+  const void* v[kTileKeys];  // likewise
+  int32_t first_token[kTileKeys];
+  int32_t end_token[kTileKeys];
+  float* transposed;  // [head_dim, kTileKeys]
+  float* value_copy;  // [kTileKeys, PaddedDim(head_dim)]
+
+  // Set by pack().
+  bool masked;
+  const float* values[kTileKeys];  // rows readable up to a whole number of vectors
+  // Per vector of keys: who sees some of them, [some_first, some_end), and who sees all.
+  int32_t some_first[kTileKeys / 4];
+  int32_t some_end[kTileKeys / 4];
+  int32_t all_first[kTileKeys / 4];
+  int32_t all_end[kTileKeys / 4];
+};
+
+struct QueryRows {
+  int64_t rows;
+  int64_t head_dim;
+  const float* q;        // [blocks, head_dim, kRowBlock], times the softmax scale; spare rows zero
+  const int32_t* token;  // [PaddedRows]
+  // The state of the online softmax; before the first tile: zero, -inf, zero.
+  float* out;  // [rows, PaddedDim]: sum of e^(s - max) v
+  float* max;  // [PaddedRows]
+  float* sum;  // [rows, kMaxLanes]: sum of e^(s - max), spread over lanes
+};
+
+struct AttentionKernels {
+  // Transposes the keys, makes the values readable as whole vectors of floats, and derives masks.
+  void (*pack)(KeyTile& tile, int64_t head_dim, bool bf16);
+  // Folds a packed tile into the rows. p receives e^(s - max) with the max after this tile:
+  // [rows, kTileKeys] if `keep`, else it is scratch of [kRowBlock, kTileKeys].
+  void (*attend)(const KeyTile& tile, const QueryRows& rows, float* p, bool keep);
+  // p[rows, kTileKeys] = e^(s - max) for a given max.
+  void (*rescore)(const KeyTile& tile, const QueryRows& rows, const float* max, float* p);
+  // total[r] = sum of the lanes of sum[r].
+  void (*row_totals)(const float* sum, int64_t rows, float* total);
+  // out[r] = factor[r] e^(a[r] - max[r]); zero where a is -inf.
+  void (*rescale)(const float* a, const float* max, const float* factor, int64_t rows, float* out);
+  // out[d] = sum over i < n of weight[i] parts[i][d].
+  void (*combine)(const float* const* parts, const float* weights, int64_t n, int64_t head_dim,
+                  float* out);
+  // mass[k] = sum over r of weight[r] p[r, k], for whole vectors that cover `keys`.
+  void (*fold_mass)(const float* p, const float* weight, int64_t rows, int64_t keys, float* mass);
+  // dst[k] += src[k] unless dst is null; returns the sum of src.
+  float (*add_mass)(const float* src, int64_t keys, float* dst);
+};
+
+namespace generic {
+extern const AttentionKernels kAttentionKernels;
+}
+namespace avx2 {
+extern const AttentionKernels kAttentionKernels;
+}
+namespace avx512 {
+extern const AttentionKernels kAttentionKernels;
+}
+namespace avx512bf16 {
+extern const AttentionKernels kAttentionKernels;
+}
+
+}  // namespace infllm::kernels
