@@ -30,9 +30,11 @@ class Tokenizer {
   virtual int32_t eos_id() const = 0;  // -1 if the model has none
   // Without BOS or EOS. Any bytes are accepted; invalid UTF-8 is read as U+FFFD.
   virtual std::vector<int32_t> Encode(std::string_view text) const = 0;
-  // The real library's Decode: control tokens vanish, the dummy prefix is removed.
+  // The real library's Decode: control tokens vanish, the dummy prefix is removed. An id outside
+  // the vocabulary, which a model with padded embeddings can emit, reads like the unknown piece.
   virtual std::string Decode(std::span<const int32_t> ids) const = 0;
-  // `continuation`: the first token follows earlier text, so its leading space is kept.
+  // `continuation`: the first token follows earlier text, so its leading space is kept. The decoder
+  // must not outlive the tokenizer.
   virtual std::unique_ptr<StreamDecoder> NewStreamDecoder(bool continuation) const = 0;
   // The piece as written in the vocabulary. REQUIRES: 0 <= id < vocab_size().
   virtual std::string_view piece(int32_t id) const = 0;
