@@ -15,6 +15,7 @@
 #include "services/cli/progress.h"
 #include "services/cli/runtime.h"
 #include "services/cli/sampling_flags.h"
+#include "services/common/byte_size.h"
 
 namespace infllm::services {
 namespace {
@@ -50,7 +51,7 @@ absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const s
   INFLLM_ASSIGN_OR_RETURN(result.session, runtime.NewSession());
   if (!flags.runtime.json) {
     absl::FPrintF(stderr, "reading %s tokens (%s of text) with policy %s\n",
-                  WithThousands(result.tokens), HumanBytes(static_cast<int64_t>(text.size())),
+                  WithThousands(result.tokens), FormatByteSize(static_cast<int64_t>(text.size())),
                   flags.runtime.policy);
   }
   const auto start = std::chrono::steady_clock::now();
@@ -133,11 +134,11 @@ void PrintReport(const Json& report) {
                WithThousands(report["text_tokens"].get<int64_t>()),
                HumanSeconds(report["ingest_seconds"].get<double>()),
                WithThousands(static_cast<int64_t>(report["tokens_per_second"].get<double>())));
-  absl::PrintF("memory    %s peak\n", HumanBytes(report["peak_rss_bytes"].get<int64_t>()));
+  absl::PrintF("memory    %s peak\n", FormatByteSize(report["peak_rss_bytes"].get<int64_t>()));
   if (report.contains("memory")) {
     const Json& memory = report["memory"];
     const auto count = [&](const char* key) { return WithThousands(memory[key].get<int64_t>()); };
-    const auto bytes = [&](const char* key) { return HumanBytes(memory[key].get<int64_t>()); };
+    const auto bytes = [&](const char* key) { return FormatByteSize(memory[key].get<int64_t>()); };
     absl::PrintF("blocks    %s stored: %s in RAM (%s), %s on disk (%s); representatives %s\n",
                  count("blocks_stored"), count("blocks_ram"), bytes("ram_bytes"),
                  count("blocks_cold"), bytes("cold_bytes"), bytes("representative_bytes"));

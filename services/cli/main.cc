@@ -11,7 +11,7 @@
 
 int main(int argc, char** argv) {
   using namespace infllm::services;
-  TuneMalloc();
+  TuneMallocForMessages();
 
   CLI::App app{"InfLLM: read texts far longer than the model's window, on bounded memory.",
                "infllm"};

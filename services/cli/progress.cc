@@ -4,9 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
-#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -73,18 +71,6 @@ std::string WithThousands(int64_t value) {
     digits.insert(static_cast<size_t>(at), ",");
   }
   return digits;
-}
-
-std::string HumanBytes(int64_t bytes) {
-  constexpr std::array<std::string_view, 5> kUnits{"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  while (value >= 1024 && unit + 1 < kUnits.size()) {
-    value /= 1024;
-    ++unit;
-  }
-  return unit == 0 ? absl::StrFormat("%d B", bytes)
-                   : absl::StrFormat("%.2f %s", value, std::string(kUnits[unit]));
 }
 
 std::string HumanSeconds(double seconds) {

@@ -35,8 +35,6 @@ class Progress {
 
 // "1,234,567"
 std::string WithThousands(int64_t value);
-// "532 B", "1.25 GiB"
-std::string HumanBytes(int64_t bytes);
 // "12 s", "3 min 20 s", "1 h 05 min"
 std::string HumanSeconds(double seconds);
 // Largest resident set of this process so far.

@@ -49,10 +49,10 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags
   INFLLM_ASSIGN_OR_RETURN(runtime->model,
                           worker::LoadModel(flags.model, *runtime->backend, runtime->dtype));
   if (attention.policy == worker::PolicyKind::kInfLlm) {
-    INFLLM_ASSIGN_OR_RETURN(
-        runtime->store,
-        OpenStore({.memstore = flags.memstore, .ram_bytes = ram_bytes, .cold_dir = flags.cold_dir},
-                  *runtime->backend));
+    INFLLM_ASSIGN_OR_RETURN(runtime->store, OpenStore({.memstore_target = flags.memstore,
+                                                       .ram_bytes = ram_bytes,
+                                                       .cold_dir = flags.cold_dir},
+                                                      *runtime->backend));
   }
   INFLLM_ASSIGN_OR_RETURN(
       runtime->policy, worker::NewAttentionPolicy(runtime->model->config, attention, runtime->dtype,
