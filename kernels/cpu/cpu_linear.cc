@@ -60,7 +60,7 @@ void PackPanel(const GemmKernels& kernels, const GemmFormat& format,
                std::span<const Backend::WeightSource> sources, int64_t in_features, bool round,
                int64_t first_row, float* panel) {
   constexpr int64_t kPiece = 512;  // columns: the converted piece stays in the first cache level
-  std::vector<float> piece(kernels.panel_width * kPiece);
+  std::vector<float> piece(kernels.panel_width * kPiece);  // rows past the last stay zero
   for (int64_t k = 0; k < in_features; k += kPiece) {
     const int64_t columns = std::min(kPiece, in_features - k);
     int64_t filled = 0, source_first = 0;
@@ -76,7 +76,7 @@ void PackPanel(const GemmKernels& kernels, const GemmFormat& format,
       }
       source_first += source.out_features;
     }
-    format.pack(piece.data(), kPiece, filled, kernels.panel_width, columns,
+    format.pack(piece.data(), kPiece, kernels.panel_width, columns,
                 panel + k / format.values_per_word * kernels.panel_width);
   }
 }
@@ -161,7 +161,7 @@ absl::Status CpuLinear::Multiply(const LinearArgs& args) {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t row = TileStart(args.rows, tiles, tile);
         const int64_t height = TileStart(args.rows, tiles, tile + 1) - row;
-        format.pack(args.x + row * in, in, height, height, in, packed + row * words);
+        format.pack(args.x + row * in, in, height, in, packed + row * words);
       }
     };
     // About 10 us of packing per chunk.

@@ -31,8 +31,10 @@ inline VecF BroadcastWord(const float* p) {
 struct F32 {
   static constexpr int kValuesPerWord = 1;
   static VecF MultiplyAdd(VecF acc, VecF x, VecF w) { return acc + x * w; }
-  static VecF LoadWords(const float* p, int64_t left) {
-    return left >= kLanes ? Load(p) : LoadPartial(p, static_cast<int>(left));
+  static VecF LoadWords(const float* p) { return Load(p); }
+  // With `left` values readable; the others are zero.
+  static VecF LoadPartialWords(const float* p, int64_t left) {
+    return LoadPartial(p, static_cast<int>(left < kLanes ? left : kLanes));
   }
 };
 
@@ -42,56 +44,62 @@ struct Bf16 {
   static VecF MultiplyAdd(VecF acc, VecF x, VecF w) {
     return (VecF)_mm512_dpbf16_ps((__m512)acc, (__m512bh)x, (__m512bh)w);
   }
-  static VecF LoadWords(const float* p, int64_t left) {
-    const VecF low = F32::LoadWords(p, left);
-    const VecF high = left > kLanes ? F32::LoadWords(p + kLanes, left - kLanes) : VecF{};
+  static VecF Join(VecF low, VecF high) {
     return (VecF)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+  }
+  static VecF LoadWords(const float* p) { return Join(Load(p), Load(p + kLanes)); }
+  static VecF LoadPartialWords(const float* p, int64_t left) {
+    const VecF low = F32::LoadPartialWords(p, left);
+    return Join(low, left > kLanes ? F32::LoadPartialWords(p + kLanes, left - kLanes) : VecF{});
   }
 };
 #endif
 
-// Exchanges the off-diagonal quarters of every 2S x 2S block.
-template <int S>
-inline void TransposeStage(VecF (&v)[kLanes]) {
-  VecI low, high;
-  for (int i = 0; i < kLanes; ++i) {
-    low[i] = (i & S) == 0 ? i : kLanes + i - S;
-    high[i] = (i & S) == 0 ? i + S : kLanes + i;
-  }
+// One block of kLanes words of up to kLanes rows, `lanes` of them wanted: dst[i * height + lane].
+template <typename Format, bool kWhole>
+inline void PackBlock(const float* src, int64_t stride, int64_t left, int lanes, int64_t height,
+                      float* dst) {
+  VecF v[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {
-    if ((i & S) != 0) continue;
-    const VecF a = v[i], b = v[i + S];
-    v[i] = __builtin_shuffle(a, b, low);
-    v[i + S] = __builtin_shuffle(a, b, high);
+    // Beyond the last row: that row again, since what is read there is not wanted.
+    const float* row = src + (i < lanes ? i : lanes - 1) * stride;
+    v[i] = kWhole ? Format::LoadWords(row) : Format::LoadPartialWords(row, left);
   }
-}
-inline void Transpose(VecF (&v)[kLanes]) {
-  if constexpr (kLanes >= 16) TransposeStage<8>(v);
-  if constexpr (kLanes >= 8) TransposeStage<4>(v);
-  TransposeStage<2>(v);
-  TransposeStage<1>(v);
+  Transpose(v);
+  const int64_t words = (left + Format::kValuesPerWord - 1) / Format::kValuesPerWord;
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (!kWhole && i >= words) break;
+    // A whole vector also where its surplus falls on words of this block that are written later.
+    const bool surplus_is_overwritten = lanes == height && (kLanes - i) * height >= kLanes;
+    if (lanes == kLanes || (kWhole && surplus_is_overwritten)) {
+      Store(dst + i * height, v[i]);
+    } else {
+      StorePartial(dst + i * height, v[i], lanes);
+    }
+  }
 }
 
 template <typename Format>
-void Pack(const float* src, int64_t stride, int64_t rows, int64_t height, int64_t k, float* dst) {
-  const int64_t words = (k + Format::kValuesPerWord - 1) / Format::kValuesPerWord;
-  for (int64_t w = 0; w < words; w += kLanes) {
-    const int64_t done = w * Format::kValuesPerWord;
-    const int here = static_cast<int>(words - w < kLanes ? words - w : kLanes);
+void Pack(const float* src, int64_t stride, int64_t height, int64_t k, float* dst) {
+  constexpr int64_t kBlock = kLanes * Format::kValuesPerWord;
+  for (int64_t done = 0; done < k; done += kBlock, dst += kLanes * height) {
+    const int64_t left = k - done;
     if (height == 1) {
-      StorePartial(dst + w, Format::LoadWords(src + done, k - done), here);
+      const int64_t words = (left + Format::kValuesPerWord - 1) / Format::kValuesPerWord;
+      StorePartial(dst, Format::LoadPartialWords(src + done, left),
+                   static_cast<int>(words < kLanes ? words : kLanes));
       continue;
     }
     for (int64_t top = 0; top < height; top += kLanes) {
-      VecF v[kLanes];
-      for (int i = 0; i < kLanes; ++i) {
-        v[i] =
-            top + i < rows ? Format::LoadWords(src + (top + i) * stride + done, k - done) : VecF{};
-      }
-      Transpose(v);
+      const float* from = src + top * stride + done;
       const int lanes = static_cast<int>(height - top < kLanes ? height - top : kLanes);
-      for (int i = 0; i < here; ++i) StorePartial(dst + (w + i) * height + top, v[i], lanes);
+      if (left >= kBlock) {
+        PackBlock<Format, true>(from, stride, left, lanes, height, dst + top);
+      } else {
+        PackBlock<Format, false>(from, stride, left, lanes, height, dst + top);
+      }
     }
   }
 }
@@ -256,7 +264,7 @@ const GemmKernels kGemmKernels = {kPanelWidth,
 #if defined(__AVX512BF16__)
                                   {Bf16::kValuesPerWord, Pack<Bf16>, Multiply<Bf16>},
 #else
-                                   {0, nullptr, nullptr},
+                                  {0, nullptr, nullptr},
 #endif
                                   ToFloat};
 

@@ -41,10 +41,9 @@ struct GemmTask {
 // How rows of one compute dtype are packed and multiplied.
 struct GemmFormat {
   int values_per_word;
-  // Packs rows [rows, k], `stride` floats apart, as `height` >= rows rows of which the last are
-  // zero. dst is [ceil(k / values_per_word), height].
-  void (*pack)(const float* src, int64_t stride, int64_t rows, int64_t height, int64_t k,
-               float* dst);
+  // Packs src [height, k], its rows `stride` floats apart. dst is
+  // [ceil(k / values_per_word), height].
+  void (*pack)(const float* src, int64_t stride, int64_t height, int64_t k, float* dst);
   void (*multiply)(const GemmTask& task);
 };
 
