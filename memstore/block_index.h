@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -22,6 +23,7 @@ class BlockIndex {
  public:
   virtual ~BlockIndex() = default;
   virtual int64_t size() const = 0;
+  // Of the representatives, shared ones included.
   virtual size_t size_bytes() const = 0;
   // Representatives [count, q_heads, head_dim] of the next `count` blocks.
   virtual absl::Status Add(std::span<const float> representatives) = 0;
@@ -33,8 +35,10 @@ class BlockIndex {
   virtual std::unique_ptr<BlockIndex> Fork() const = 0;
 };
 
-// Scans with the ops of `backend`, which must be host-accessible and outlive the index.
+// Scans with the ops of `backend`, which must be host-accessible and outlive the index. Memory for
+// representatives is counted in `allocated_bytes`, which must outlive the index too: what forks
+// share is counted once.
 std::unique_ptr<BlockIndex> NewBlockIndex(kernels::Backend& backend, int64_t q_heads,
-                                          int64_t head_dim);
+                                          int64_t head_dim, std::atomic<int64_t>& allocated_bytes);
 
 }  // namespace infllm::memstore

@@ -13,7 +13,8 @@
 namespace infllm::memstore {
 
 // Where blocks go that RAM has no room for: immutable values of 4 KB to 1 MB under short binary
-// keys. It stores bytes and knows nothing of blocks; integrity is the caller's (block_codec.h).
+// keys, all of one length. It stores bytes and knows nothing of blocks; integrity is the caller's
+// (block_codec.h).
 // Thread-safe; calls block on I/O.
 class ColdStore {
  public:
@@ -31,13 +32,18 @@ class ColdStore {
   // failed), UNAVAILABLE (I/O error).
   virtual std::vector<absl::Status> Get(std::span<const std::string_view> keys,
                                         std::span<const std::span<std::byte>> outs) = 0;
+  // Keys that hold nothing are fine.
   virtual absl::Status Delete(std::span<const std::string_view> keys) = 0;
 };
 
 struct RocksDbOptions {
-  std::string directory;  // created if missing; one process at a time
+  std::string directory;  // created if missing; one store at a time
 };
-// FAILED_PRECONDITION: another process has the directory open; PERMISSION_DENIED, UNAVAILABLE.
+// Scratch space on a disk: emptied when it is opened and when it is closed, because no context
+// outlives its process. Made for keys that grow with time (cold_key.h). Takes up to about 100 MB of
+// RAM for writing. In a forked child it may only be destroyed, which leaves the parent's alone.
+//   FAILED_PRECONDITION  another store has the directory open, or it holds other files
+//   PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full), UNAVAILABLE (I/O error)
 absl::StatusOr<std::unique_ptr<ColdStore>> OpenRocksDb(const RocksDbOptions& options);
 
 // Keeps values in RAM: for tests.

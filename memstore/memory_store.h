@@ -42,17 +42,17 @@ struct Selection {
 
 struct StoreStats {
   int64_t contexts = 0;
-  int64_t blocks = 0;            // distinct payloads, shared ones once
-  int64_t blocks_ram = 0;        // of these in the RAM tier (a block may be in both)
-  int64_t blocks_cold = 0;       // of these in the cold tier
-  int64_t ram_bytes = 0;         // payload bytes in the RAM tier now
+  int64_t blocks = 0;       // distinct payloads, shared ones once
+  int64_t blocks_ram = 0;   // of these in the RAM tier (a block may be in both)
+  int64_t blocks_cold = 0;  // of these in the cold tier
+  int64_t ram_bytes = 0;    // payload bytes in the RAM tier now
   int64_t ram_capacity_bytes = 0;
-  int64_t cold_bytes = 0;        // payload bytes in the cold tier
-  int64_t representative_bytes = 0;
-  int64_t selects = 0;           // Select calls since start
-  int64_t ram_hits = 0;          // payloads served from RAM
-  int64_t cold_hits = 0;         // payloads read back from the cold tier
-  int64_t corrupt_blocks = 0;    // payloads that failed their check and were refused
+  int64_t cold_bytes = 0;            // payload bytes in the cold tier
+  int64_t representative_bytes = 0;  // memory for representatives, shared ones once
+  int64_t selects = 0;               // Select calls since start
+  int64_t ram_hits = 0;              // payloads served from RAM
+  int64_t cold_hits = 0;             // payloads read back from the cold tier
+  int64_t corrupt_blocks = 0;        // payloads that failed their check and were refused
 };
 
 // Thread-safe; calls for different contexts run in parallel. Blocks are dense per layer: 0, 1, ...
@@ -65,7 +65,8 @@ class MemoryStore {
  public:
   virtual ~MemoryStore() = default;
 
-  // INVALID_ARGUMENT names the field that is out of its limits.
+  //   INVALID_ARGUMENT    names the field that is out of its limits (limits.h)
+  //   RESOURCE_EXHAUSTED  too many contexts, or the RAM tier is smaller than one block
   virtual absl::StatusOr<ContextId> Create(const ContextOptions& options) = 0;
 
   // Stores `count` consecutive payloads of `layer`, back to back in `payloads`, as blocks
@@ -85,13 +86,16 @@ class MemoryStore {
 
   // The k published blocks of `layer` most relevant to the query, exact, and the payloads that the
   // caller lacks, in one round trip. May read a cold tier.
-  //   DATA_LOSS  a needed block failed its integrity check; it is never returned
+  //   INVALID_ARGUMENT    the query is not finite, k is out of its limits, `have` not ascending
+  //   DATA_LOSS           a needed block failed its integrity check; it is never returned
+  //   RESOURCE_EXHAUSTED  the payloads do not fit in RAM next to those that handles hold already
   virtual absl::StatusOr<Selection> Select(ContextId context, int32_t layer,
                                            const SelectRequest& request) = 0;
 
   // Payloads of stored blocks, in the order asked.
-  //   OUT_OF_RANGE  a block is not stored
-  //   DATA_LOSS     a block failed its integrity check
+  //   OUT_OF_RANGE        a block is not stored
+  //   DATA_LOSS           a block failed its integrity check
+  //   RESOURCE_EXHAUSTED  as for Select
   virtual absl::StatusOr<std::vector<BlockHandle>> Fetch(ContextId context, int32_t layer,
                                                          std::span<const int64_t> blocks) = 0;
 

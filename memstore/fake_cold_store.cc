@@ -1,0 +1,58 @@
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "memstore/cold_store.h"
+
+namespace infllm::memstore {
+namespace {
+
+class FakeColdStore final : public ColdStore {
+ public:
+  absl::Status Put(std::span<const Record> records) override {
+    const std::lock_guard lock(mu_);
+    for (const Record& record : records) {
+      values_[std::string(record.key)].assign(record.value.begin(), record.value.end());
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<absl::Status> Get(std::span<const std::string_view> keys,
+                                std::span<const std::span<std::byte>> outs) override {
+    std::vector<absl::Status> statuses;
+    const std::lock_guard lock(mu_);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const auto found = values_.find(keys[i]);
+      if (found == values_.end()) {
+        statuses.push_back(absl::NotFoundError("no value under this key"));
+      } else if (found->second.size() != outs[i].size()) {
+        statuses.push_back(absl::DataLossError(absl::StrCat("the value has ", found->second.size(),
+                                                            " bytes, expected ", outs[i].size())));
+      } else {
+        std::memcpy(outs[i].data(), found->second.data(), outs[i].size());
+        statuses.push_back(absl::OkStatus());
+      }
+    }
+    return statuses;
+  }
+
+  absl::Status Delete(std::span<const std::string_view> keys) override {
+    const std::lock_guard lock(mu_);
+    for (std::string_view key : keys) {
+      if (const auto found = values_.find(key); found != values_.end()) values_.erase(found);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  std::mutex mu_;
+  std::map<std::string, std::vector<std::byte>, std::less<>> values_;  // guarded by mu_
+};
+
+}  // namespace
+
+std::unique_ptr<ColdStore> NewFakeColdStore() { return std::make_unique<FakeColdStore>(); }
+
+}  // namespace infllm::memstore

@@ -1,0 +1,19 @@
+// Bounds on what a caller may ask of a store. Each keeps one bad request from taking the process
+// down, and leaves an order of magnitude above the largest models known.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace infllm::memstore::limits {
+
+inline constexpr size_t kMaxTenantBytes = 256;        // stored whole in every block's header
+inline constexpr int64_t kMaxContexts = 65536;        // a context without blocks is a few KB
+inline constexpr int32_t kMaxLayers = 1024;           // Llama 3 405B has 126
+inline constexpr int32_t kMaxHeads = 1024;            // 128 there
+inline constexpr int32_t kMaxHeadDim = 1024;          // 256 in the widest families
+inline constexpr int32_t kMaxBlockTokens = 8192;      // the published method uses 128
+inline constexpr size_t kMaxPayloadBytes = 64 << 20;  // 13B multi-head fp32 blocks of 512: 20 MiB
+inline constexpr int32_t kMaxSelect = 65536;          // blocks of one Select or Fetch
+
+}  // namespace infllm::memstore::limits

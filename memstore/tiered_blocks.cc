@@ -1,0 +1,385 @@
+#include "memstore/tiered_blocks.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+#include "memstore/cold_key.h"
+
+namespace infllm::memstore {
+namespace {
+
+// Reads of one Acquire go to the cold tier in groups of this size: enough to keep a disk busy, and
+// a bound on the memory that reading takes besides RAM.
+constexpr size_t kReadGroupBytes = size_t{8} << 20;
+// Read buffers kept for reuse; more exist only while more threads read at once.
+constexpr size_t kIdleScratch = 4;
+
+// How much of RAM is kept free or droppable without a write: lets Append run on while a batch is
+// being written.
+constexpr int64_t kMaxReclaimableTargetBytes = int64_t{256} << 20;
+
+}  // namespace
+
+// What a BlockHandle owns.
+class TieredBlocks::Pin {
+ public:
+  explicit Pin(std::shared_ptr<StoredBlock> block) : block_(std::move(block)) {}
+  ~Pin() {
+    const std::lock_guard lock(block_->tiers_->mu_);
+    block_->tiers_->Unpin(*block_);
+  }
+  Pin(const Pin&) = delete;
+  Pin& operator=(const Pin&) = delete;
+
+ private:
+  std::shared_ptr<StoredBlock> block_;  // goes after the lock
+};
+
+StoredBlock::StoredBlock(std::shared_ptr<TieredBlocks> tiers,
+                         std::shared_ptr<const BlockOwner> owner, int32_t layer, int64_t index,
+                         uint32_t payload_crc)
+    : tiers_(std::move(tiers)),
+      owner_(std::move(owner)),
+      layer_(layer),
+      index_(index),
+      payload_crc_(payload_crc) {}
+
+StoredBlock::~StoredBlock() {
+  const std::lock_guard lock(tiers_->mu_);
+  tiers_->Forget(*this);
+}
+
+BlockIdentity StoredBlock::identity() const {
+  return {.context = owner_->context,
+          .layer = layer_,
+          .index = index_,
+          .tenant = owner_->options.tenant,
+          .model = owner_->options.model,
+          .geometry = owner_->options.geometry};
+}
+
+TieredBlocks::TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold)
+    : reclaimable_target_bytes_(std::min(ram_capacity_bytes / 8, kMaxReclaimableTargetBytes)),
+      ram_(ram_capacity_bytes),
+      cold_(std::move(cold)) {
+  if (cold_ != nullptr) thread_ = std::thread([this] { Run(); });
+}
+
+std::shared_ptr<TieredBlocks> TieredBlocks::Create(int64_t ram_capacity_bytes,
+                                                   std::unique_ptr<ColdStore> cold) {
+  return std::shared_ptr<TieredBlocks>(new TieredBlocks(ram_capacity_bytes, std::move(cold)));
+}
+
+TieredBlocks::~TieredBlocks() { INFLLM_CHECK(!thread_.joinable()); }
+
+void TieredBlocks::Shutdown() {
+  {
+    const std::lock_guard lock(mu_);
+    stopping_ = true;
+    work_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+  cold_.reset();
+}
+
+absl::StatusOr<std::shared_ptr<StoredBlock>> TieredBlocks::Store(
+    std::shared_ptr<const BlockOwner> owner, int32_t layer, int64_t index,
+    std::span<const std::byte> payload, uint32_t payload_crc) {
+  std::byte* slot;
+  {
+    Lock lock(mu_);
+    INFLLM_ASSIGN_OR_RETURN(slot, Reserve(lock, payload.size()));
+  }
+  std::memcpy(slot, payload.data(), payload.size());
+  auto block = std::make_shared<StoredBlock>(shared_from_this(), std::move(owner), layer, index,
+                                             payload_crc);
+  const std::lock_guard lock(mu_);
+  ++counts_.blocks;
+  ++counts_.blocks_ram;
+  block->slot_ = slot;
+  LinkAsNewest(*block);
+  return block;
+}
+
+absl::StatusOr<std::vector<BlockHandle>> TieredBlocks::Acquire(
+    std::span<const std::shared_ptr<StoredBlock>> blocks, Use use) {
+  Request request{.blocks = blocks, .use = use};
+  request.handles.resize(blocks.size());
+  request.missing.resize(blocks.size());
+  for (size_t i = 0; i < blocks.size(); ++i) request.missing[i] = i;
+  for (;;) {
+    std::vector<Claim> claims;
+    {
+      Lock lock(mu_);
+      PinResident(request);
+      if (request.missing.empty()) break;
+      INFLLM_ASSIGN_OR_RETURN(claims, ClaimSome(lock, request));
+      if (claims.empty()) {  // others are reading all that we lack
+        WaitForProgress(lock);
+        continue;
+      }
+    }
+    ReadClaims(claims);
+    INFLLM_RETURN_IF_ERROR(FinishClaims(claims, request));
+  }
+  return std::move(request.handles);
+}
+
+void TieredBlocks::AddTo(StoreStats& stats) const {
+  const std::lock_guard lock(mu_);
+  stats.blocks = counts_.blocks;
+  stats.blocks_ram = counts_.blocks_ram;
+  stats.blocks_cold = counts_.blocks_cold;
+  stats.ram_bytes = ram_.used_bytes();
+  stats.ram_capacity_bytes = ram_.capacity_bytes();
+  stats.cold_bytes = counts_.cold_bytes;
+  stats.ram_hits = counts_.ram_hits;
+  stats.cold_hits = counts_.cold_hits;
+  stats.corrupt_blocks = counts_.corrupt_blocks;
+}
+
+// ---- One block, under the lock.
+
+BlockHandle TieredBlocks::PinBlock(StoredBlock& block) {
+  if (block.list_ != nullptr) Unlink(block);
+  ++block.pins_;
+  return BlockHandle({block.slot_, block.payload_bytes()},
+                     std::make_shared<Pin>(block.shared_from_this()));
+}
+
+void TieredBlocks::Unpin(StoredBlock& block) {
+  if (--block.pins_ > 0) return;
+  LinkAsNewest(block);
+  WakeWaiters();
+}
+
+void TieredBlocks::Link(StoredBlock& block, LruList<StoredBlock>& list) {
+  list.PushNewest(&block);
+  block.list_ = &list;
+}
+
+void TieredBlocks::LinkAsNewest(StoredBlock& block) {
+  block.last_use_ = ++clock_;
+  if (block.writing_) return;  // FinishBatch links it
+  Link(block, block.cold_ ? clean_ : dirty_);
+  WakeThread();
+}
+
+void TieredBlocks::Unlink(StoredBlock& block) {
+  block.list_->Remove(&block);
+  block.list_ = nullptr;
+}
+
+void TieredBlocks::DropFromRam(StoredBlock& block) {
+  ram_.Free(std::exchange(block.slot_, nullptr), block.payload_bytes());
+  --counts_.blocks_ram;
+}
+
+void TieredBlocks::Forget(StoredBlock& block) {
+  INFLLM_CHECK(block.pins_ == 0 && !block.reading_ && !block.writing_);
+  if (block.list_ != nullptr) Unlink(block);
+  if (block.slot_ != nullptr) {
+    DropFromRam(block);
+    WakeWaiters();
+  }
+  if (block.cold_) {
+    --counts_.blocks_cold;
+    counts_.cold_bytes -= block.lru_bytes();
+    dropped_keys_.push_back(block.cold_key_);  // without I/O here: see DeleteDropped
+  }
+  --counts_.blocks;
+}
+
+// ---- Room in RAM, under the lock.
+
+absl::StatusOr<std::byte*> TieredBlocks::Reserve(Lock& lock, size_t payload_bytes) {
+  const int64_t batches_before = batches_started_;
+  for (;;) {
+    if (ram_.HasRoom(payload_bytes)) {
+      absl::StatusOr<std::byte*> slot = ram_.Allocate(payload_bytes);
+      WakeThread();
+      return slot;
+    }
+    if (EvictOne(Order::kStrictLru)) continue;
+    const bool draining = cold_ != nullptr && (!dirty_.empty() || oldest_writing_ != UINT64_MAX);
+    if (draining && failed_batch_ <= batches_before) {
+      batch_wanted_ = !dirty_.empty();
+      work_.notify_one();
+      WaitForProgress(lock);
+    } else if (!EvictOne(Order::kAnyCold)) {
+      return NoRoom(payload_bytes);
+    }
+  }
+}
+
+bool TieredBlocks::EvictOne(Order order) {
+  StoredBlock* oldest = demoted_.oldest();
+  if (StoredBlock* clean = clean_.oldest();
+      oldest == nullptr || (clean != nullptr && clean->last_use_ < oldest->last_use_)) {
+    oldest = clean;
+  }
+  if (oldest == nullptr) return false;
+  if (order == Order::kStrictLru) {  // rather wait for the write of one that is older
+    const uint64_t unwritten = dirty_.empty() ? UINT64_MAX : dirty_.oldest()->last_use_;
+    if (std::min(unwritten, oldest_writing_) < oldest->last_use_) return false;
+  }
+  Unlink(*oldest);
+  DropFromRam(*oldest);
+  return true;
+}
+
+absl::Status TieredBlocks::NoRoom(size_t payload_bytes) const {
+  const std::string state = absl::StrCat("the RAM tier has no room for a block of ", payload_bytes,
+                                         " bytes: ", ram_.used_bytes(), " of ",
+                                         ram_.capacity_bytes(), " bytes are used, ");
+  if (static_cast<int64_t>(payload_bytes) > ram_.capacity_bytes()) {
+    return absl::ResourceExhaustedError(absl::StrCat(state, "raise --ram-bytes"));
+  }
+  if (cold_ == nullptr && !dirty_.empty()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        state, "and there is no cold tier: give one (--cold-dir) or raise --ram-bytes"));
+  }
+  if (failed_batch_ != 0 && !dirty_.empty()) {
+    return absl::Status(batch_error_.code(),
+                        absl::StrCat(state, dirty_.bytes(), " of them wait for the cold tier, ",
+                                     "which fails: ", batch_error_.message()));
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat(state,
+                   "all by blocks being read: raise --ram-bytes, or lower --top-k or "
+                   "--cache-blocks, so that fewer are held at once"));
+}
+
+void TieredBlocks::WaitForProgress(Lock& lock) {
+  ++waiters_;
+  progress_.wait(lock);
+  --waiters_;
+}
+
+void TieredBlocks::WakeWaiters() {
+  if (waiters_ > 0) progress_.notify_all();
+}
+
+void TieredBlocks::WakeThread() {
+  if (failed_batch_ == 0 && !dirty_.empty() && Deficit() > 0) work_.notify_one();
+}
+
+// ---- Reading back.
+
+void TieredBlocks::PinResident(Request& request) {
+  std::erase_if(request.missing, [&](size_t position) {
+    StoredBlock& block = *request.blocks[position];
+    if (block.slot_ == nullptr) return false;
+    request.handles[position] = PinBlock(block);
+    if (request.use == Use::kServe) ++counts_.ram_hits;
+    return true;
+  });
+}
+
+// Takes on as many missing payloads as make a group and reserves room for each.
+absl::StatusOr<std::vector<TieredBlocks::Claim>> TieredBlocks::ClaimSome(Lock& lock,
+                                                                         Request& request) {
+  std::vector<Claim> claims;
+  size_t bytes = 0;
+  for (size_t position : request.missing) {
+    StoredBlock& block = *request.blocks[position];
+    if (block.slot_ != nullptr || block.reading_) continue;  // by another, or asked for twice
+    INFLLM_CHECK(block.cold_);
+    bytes += EncodedBlockBytes(block.payload_bytes());
+    if (!claims.empty() && bytes > kReadGroupBytes) break;
+    block.reading_ = true;
+    claims.push_back({.position = position, .block = &block});
+    absl::StatusOr<std::byte*> slot = Reserve(lock, block.payload_bytes());
+    if (!slot.ok()) {
+      for (const Claim& claim : claims) {
+        claim.block->reading_ = false;
+        if (claim.slot != nullptr) ram_.Free(claim.slot, claim.block->payload_bytes());
+      }
+      WakeWaiters();
+      return slot.status();
+    }
+    claims.back().slot = *slot;
+  }
+  return claims;
+}
+
+void TieredBlocks::ReadClaims(std::span<Claim> claims) {
+  const size_t encoded_bytes = EncodedBlockBytes(claims[0].block->payload_bytes());
+  Scratch scratch = TakeScratch(claims.size() * encoded_bytes);
+  std::vector<ColdKey> keys;
+  std::vector<std::string_view> key_views;
+  std::vector<std::span<std::byte>> encoded;
+  keys.reserve(claims.size());  // key_views point into it
+  for (const Claim& claim : claims) {
+    keys.emplace_back(claim.block->cold_key_);
+    key_views.push_back(keys.back().view());
+    encoded.emplace_back(scratch.data.get() + encoded.size() * encoded_bytes, encoded_bytes);
+  }
+  const std::vector<absl::Status> statuses = cold_->Get(key_views, encoded);
+  for (size_t i = 0; i < claims.size(); ++i) {
+    const BlockIdentity identity = claims[i].block->identity();
+    if (absl::IsNotFound(statuses[i])) {
+      claims[i].status = absl::DataLossError(
+          absl::StrCat("the cold tier has lost ", Name(identity), ": ", statuses[i].message()));
+    } else if (!statuses[i].ok()) {
+      claims[i].status = absl::Status(
+          statuses[i].code(),
+          absl::StrCat("reading ", Name(identity), " from the cold tier: ", statuses[i].message()));
+    } else {
+      claims[i].status = VerifyBlock(encoded[i], identity);
+      if (claims[i].status.ok()) {
+        std::memcpy(claims[i].slot, encoded[i].data() + kBlockHeaderBytes,
+                    encoded_bytes - kBlockHeaderBytes);
+      }
+    }
+  }
+  ReturnScratch(std::move(scratch));
+}
+
+absl::Status TieredBlocks::FinishClaims(std::span<const Claim> claims, Request& request) {
+  absl::Status first_error;
+  const std::lock_guard lock(mu_);
+  for (const Claim& claim : claims) {
+    claim.block->reading_ = false;
+    if (claim.status.ok()) {
+      claim.block->slot_ = claim.slot;
+      ++counts_.blocks_ram;
+      request.handles[claim.position] = PinBlock(*claim.block);
+      std::erase(request.missing, claim.position);
+      if (request.use == Use::kServe) ++counts_.cold_hits;
+    } else {
+      ram_.Free(claim.slot, claim.block->payload_bytes());
+      if (absl::IsDataLoss(claim.status)) ++counts_.corrupt_blocks;
+      first_error.Update(claim.status);
+    }
+  }
+  WakeWaiters();
+  return first_error;
+}
+
+TieredBlocks::Scratch TieredBlocks::TakeScratch(size_t bytes) {
+  Scratch scratch;
+  {
+    const std::lock_guard lock(mu_);
+    if (!idle_scratch_.empty()) {
+      scratch = std::move(idle_scratch_.back());
+      idle_scratch_.pop_back();
+    }
+  }
+  if (scratch.bytes < bytes) {
+    scratch = {.data = std::make_unique_for_overwrite<std::byte[]>(bytes), .bytes = bytes};
+  }
+  return scratch;
+}
+
+void TieredBlocks::ReturnScratch(Scratch scratch) {
+  const std::lock_guard lock(mu_);
+  if (idle_scratch_.size() < kIdleScratch) idle_scratch_.push_back(std::move(scratch));
+}
+
+}  // namespace infllm::memstore

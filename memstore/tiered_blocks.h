@@ -1,0 +1,193 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "memstore/block.h"
+#include "memstore/block_codec.h"
+#include "memstore/block_lru.h"
+#include "memstore/cold_store.h"
+#include "memstore/memory_store.h"
+#include "memstore/ram_tier.h"
+
+namespace infllm::memstore {
+
+class TieredBlocks;
+
+// What all blocks of one context have in common; shared by the context and its blocks, which
+// outlive it in forks.
+struct BlockOwner {
+  ContextId context{};
+  ContextOptions options;
+};
+
+// One immutable payload, wherever it is now. Shared by the contexts that have it and by its pins;
+// when the last of them goes, so do the RAM slot and the cold record. Never destroy one under
+// TieredBlocks' lock.
+class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public LruNode {
+ public:
+  StoredBlock(std::shared_ptr<TieredBlocks> tiers, std::shared_ptr<const BlockOwner> owner,
+              int32_t layer, int64_t index, uint32_t payload_crc);
+  ~StoredBlock();
+  StoredBlock(const StoredBlock&) = delete;
+  StoredBlock& operator=(const StoredBlock&) = delete;
+
+  BlockIdentity identity() const;
+  uint32_t payload_crc() const { return payload_crc_; }
+  size_t payload_bytes() const { return owner_->options.geometry.payload_bytes(); }
+  int64_t lru_bytes() const { return static_cast<int64_t>(payload_bytes()); }
+
+ private:
+  friend class TieredBlocks;
+  const std::shared_ptr<TieredBlocks> tiers_;
+  const std::shared_ptr<const BlockOwner> owner_;
+  const int32_t layer_;
+  const int64_t index_;
+  const uint32_t payload_crc_;
+
+  // Guarded by the lock of `tiers_`. A block is in RAM (slot_), in the cold tier (cold_), or both;
+  // between claim and read it is in RAM only once `reading_` is false again.
+  std::byte* slot_ = nullptr;
+  LruList<StoredBlock>* list_ = nullptr;  // that it is linked in: iff in RAM, unpinned, not moving
+  bool cold_ = false;
+  bool reading_ = false;  // a thread brings it back from the cold tier
+  bool writing_ = false;  // the demotion thread writes it
+  int32_t pins_ = 0;
+  uint64_t last_use_ = 0;  // ticks
+  uint64_t cold_key_ = 0;  // 0: never written
+};
+
+// The RAM tier and the cold tier, and the blocks' way between them.
+//
+// New payloads enter RAM. A thread of ours keeps some of RAM reclaimable: it writes the least
+// recently used unpinned payloads to the cold tier in large batches ahead of need. Whoever needs
+// room drops the least recently used payload that is also cold. A payload is written once.
+//
+// Thread-safe. No lock is held during I/O, copies or checksums.
+class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
+ public:
+  // `cold` may be null: then a full RAM tier stays full.
+  static std::shared_ptr<TieredBlocks> Create(int64_t ram_capacity_bytes,
+                                              std::unique_ptr<ColdStore> cold);
+  ~TieredBlocks();
+  // Ends the thread and closes the cold store. Blocks and pins may live on, in RAM.
+  void Shutdown();
+
+  // Copies `payload` into RAM as a new block. Waits while older payloads are being written.
+  //   RESOURCE_EXHAUSTED  all of RAM is pinned, or what is not cannot be written; UNAVAILABLE
+  absl::StatusOr<std::shared_ptr<StoredBlock>> Store(std::shared_ptr<const BlockOwner> owner,
+                                                     int32_t layer, int64_t index,
+                                                     std::span<const std::byte> payload,
+                                                     uint32_t payload_crc);
+
+  // Whose use of a payload counts in Stats().
+  enum class Use : uint8_t { kServe, kCompare };
+  // Pins payloads in RAM, reading back those that are only cold. In the order of `blocks`.
+  //   DATA_LOSS           a cold payload failed its check
+  //   RESOURCE_EXHAUSTED  as for Store: all these payloads are in RAM at once
+  absl::StatusOr<std::vector<BlockHandle>> Acquire(
+      std::span<const std::shared_ptr<StoredBlock>> blocks, Use use = Use::kServe);
+
+  // Deletes the cold records of blocks that are gone. The thread does it too, later.
+  void DeleteDropped();
+
+  // Fills in the fields about payloads.
+  void AddTo(StoreStats& stats) const;
+
+ private:
+  friend class StoredBlock;
+  using Lock = std::unique_lock<std::mutex>;
+  using Refs = std::vector<std::shared_ptr<StoredBlock>>;
+  class Pin;
+  struct Scratch {
+    std::unique_ptr<std::byte[]> data;
+    size_t bytes = 0;
+  };
+
+  TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold);
+
+  // A cold payload on its way back to RAM.
+  struct Claim {
+    size_t position = 0;  // in the caller's list
+    StoredBlock* block = nullptr;
+    std::byte* slot = nullptr;
+    absl::Status status;
+  };
+  // What one Acquire has got and still lacks.
+  struct Request {
+    std::span<const std::shared_ptr<StoredBlock>> blocks;
+    Use use;
+    std::vector<BlockHandle> handles;  // parallel to blocks
+    std::vector<size_t> missing;       // positions
+  };
+
+  // Of one block, under the lock.
+  BlockHandle PinBlock(StoredBlock& block);
+  void Unpin(StoredBlock& block);
+  void Link(StoredBlock& block, LruList<StoredBlock>& list);
+  void LinkAsNewest(StoredBlock& block);
+  void Unlink(StoredBlock& block);
+  void DropFromRam(StoredBlock& block);
+  void Forget(StoredBlock& block);
+
+  // Room in RAM, under the lock; Reserve may release it while it waits.
+  absl::StatusOr<std::byte*> Reserve(Lock& lock, size_t payload_bytes);
+  enum class Order : uint8_t { kStrictLru, kAnyCold };
+  bool EvictOne(Order order);
+  absl::Status NoRoom(size_t payload_bytes) const;
+  void WaitForProgress(Lock& lock);
+  void WakeWaiters();
+  void WakeThread();
+
+  // Reading back.
+  void PinResident(Request& request);
+  absl::StatusOr<std::vector<Claim>> ClaimSome(Lock& lock, Request& request);
+  void ReadClaims(std::span<Claim> claims);
+  absl::Status FinishClaims(std::span<const Claim> claims, Request& request);
+  Scratch TakeScratch(size_t bytes);
+  void ReturnScratch(Scratch scratch);
+
+  // The thread (tiered_blocks_demotion.cc).
+  void Run();
+  int64_t Deficit() const;  // bytes of RAM that ought to be reclaimable and are not
+  Refs PickBatch();
+  absl::Status WriteBatch(const Refs& batch);
+  void FinishBatch(const Refs& batch, uint64_t started_at, const absl::Status& status);
+
+  const int64_t reclaimable_target_bytes_;
+  mutable std::mutex mu_;
+  std::condition_variable work_;      // for the thread
+  std::condition_variable progress_;  // for those who wait for room or for another's read
+
+  // All below is guarded by mu_, except that cold_ is only set by Shutdown.
+  RamTier ram_;
+  std::unique_ptr<ColdStore> cold_;
+  LruList<StoredBlock> dirty_;            // unpinned, not cold yet
+  LruList<StoredBlock> demoted_;          // unpinned, cold, not used since it was written
+  LruList<StoredBlock> clean_;            // unpinned, cold, used since
+  uint64_t clock_ = 0;                    // ticks at every use
+  uint64_t oldest_writing_ = UINT64_MAX;  // tick of the batch that the thread writes now
+  uint64_t next_cold_key_ = 1;
+  std::vector<uint64_t> dropped_keys_;
+  int waiters_ = 0;
+  bool batch_wanted_ = false;
+  int64_t batches_started_ = 0;
+  int64_t failed_batch_ = 0;  // number of the last batch if it failed, else 0
+  absl::Status batch_error_;
+  bool stopping_ = false;
+  std::vector<Scratch> idle_scratch_;
+  StoreStats counts_;
+
+  std::vector<std::byte> batch_bytes_;  // the thread's own
+  std::thread thread_;
+};
+
+}  // namespace infllm::memstore
