@@ -1,0 +1,71 @@
+// Golden files of tests/data, and a model of tests/data ready to be compared with them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "memstore/memory_store.h"
+#include "worker/attention/attention_options.h"
+#include "worker/engine/loaded_model.h"
+#include "worker/engine/session.h"
+
+namespace infllm::worker {
+
+std::string DataPath(std::string_view relative);
+
+// <model>/logits.json, or the golden of paged-infer.
+struct LogitsGolden {
+  std::vector<int32_t> ids;
+  std::vector<int64_t> positions;          // of the rows of `logits`
+  std::vector<std::vector<float>> logits;  // [positions, vocab]
+};
+absl::StatusOr<LogitsGolden> ReadLogitsGolden(std::string_view model);
+
+// A row of stories260K/greedy.jsonl.
+struct GreedyGolden {
+  std::string prompt;
+  std::string text;          // the prompt included
+  std::vector<int32_t> ids;  // BOS and the prompt included
+  int64_t prompt_tokens = 0;
+  bool ended_at_bos = false;  // rather than after as many tokens as were asked for
+};
+absl::StatusOr<std::vector<GreedyGolden>> ReadGreedyGoldens();
+
+// A case of policies/<model>.json.
+struct PolicyGolden {
+  std::string name;
+  AttentionOptions options;
+  std::vector<int32_t> ids;
+  std::vector<int32_t> argmax;     // [ids]
+  std::vector<double> nll;         // [ids - 1]: of ids[t + 1], given those up to t
+  std::vector<int64_t> near_ties;  // positions where argmax is too close to call
+};
+absl::StatusOr<std::vector<PolicyGolden>> ReadPolicyGoldens(std::string_view model);
+
+// A model of tests/data in fp32 on one backend, and a memory store for it.
+class GoldenModel {
+ public:
+  static absl::StatusOr<std::unique_ptr<GoldenModel>> Open(std::string_view model,
+                                                           kernels::Backend& backend);
+
+  const LoadedModel& model() const { return *model_; }
+  // A fresh context. At most one session may be alive.
+  absl::StatusOr<std::unique_ptr<Session>> NewSession(const AttentionOptions& options);
+
+ private:
+  explicit GoldenModel(kernels::Backend& backend) : backend_(backend) {}
+
+  kernels::Backend& backend_;
+  std::unique_ptr<LoadedModel> model_;
+  std::unique_ptr<memstore::MemoryStore> store_;
+  std::unique_ptr<Transformer> transformer_;
+  std::unique_ptr<AttentionPolicy> policy_;
+};
+
+}  // namespace infllm::worker
