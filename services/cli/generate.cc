@@ -51,8 +51,7 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
       },
       [&](int64_t done) { progress.Update(done); }, interrupt.flag());
   progress.Finish();
-  print(decoder->Finish());
-  if (!flags.runtime.json) std::fputc('\n', stdout);
+  print(decoder->Finish() + (flags.runtime.json ? "" : "\n"));
   INFLLM_RETURN_IF_ERROR(result.status());
 
   const double decode_seconds = result->total_seconds - result->first_token_seconds;

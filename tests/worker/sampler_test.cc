@@ -42,10 +42,10 @@ TEST(SamplerTest, TopKKeepsTheLikeliest) {
 }
 
 TEST(SamplerTest, TopPKeepsTheFewestThatReachIt) {
-  // At temperature 1 tokens 1 and 3 have 0.42 each, token 2 has 0.15.
-  EXPECT_EQ(Frequencies({.temperature = 1, .top_p = 0.4}).size(), 1u);
-  EXPECT_EQ(Frequencies({.temperature = 1, .top_p = 0.8}).size(), 2u);
-  EXPECT_EQ(Frequencies({.temperature = 1, .top_p = 0.95}).size(), 3u);
+  // At temperature 1 tokens 1 and 3 have 0.40 each, token 2 has 0.15.
+  EXPECT_EQ(Frequencies({.temperature = 1, .top_p = 0.35}).size(), 1u);
+  EXPECT_EQ(Frequencies({.temperature = 1, .top_p = 0.7}).size(), 2u);
+  EXPECT_EQ(Frequencies({.temperature = 1, .top_p = 0.9}).size(), 3u);
 }
 
 TEST(SamplerTest, TheSeedDecides) {

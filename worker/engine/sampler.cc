@@ -31,7 +31,7 @@ double NegativeLogLikelihood(std::span<const float> logits, int32_t token) {
   const double top = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const float logit : logits) sum += std::exp(logit - top);
-  return std::log(sum) + top - logits[static_cast<size_t>(token)];
+  return std::log(sum) + (top - logits[static_cast<size_t>(token)]);
 }
 
 int32_t Sampler::Sample(std::span<const float> logits) {
