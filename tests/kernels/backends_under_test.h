@@ -1,0 +1,152 @@
+// The backends that the contract suites run over, and what such a suite needs on any device.
+// A backend joins every suite with one entry of BackendsUnderTest().
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <ostream>
+#include <random>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "kernels/core/thread_pool.h"
+#include "kernels/cpu/isa.h"
+#include "kernels/cuda_loader.h"
+#include "tests/support/status_matchers.h"
+
+namespace infllm::testing {
+
+using kernels::Backend;
+using kernels::Buffer;
+
+struct BackendUnderTest {
+  std::string name;
+  // UNAVAILABLE: not on this machine, the message says why; the suite is skipped with it.
+  std::function<absl::StatusOr<std::unique_ptr<Backend>>(kernels::ThreadPool&)> make;
+  // Ops (names as in kernels/backend.h) that it does not have yet. Their tests skip, saying so;
+  // BackendContract checks that each returns UNIMPLEMENTED, and that no other op does.
+  std::vector<std::string_view> missing;
+};
+inline void PrintTo(const BackendUnderTest& backend, std::ostream* os) { *os << backend.name; }
+
+inline std::vector<BackendUnderTest> BackendsUnderTest() {
+  std::vector<BackendUnderTest> all;
+  all.push_back(
+      {"reference", [](kernels::ThreadPool&) { return kernels::NewReferenceBackend(); }, {}});
+  for (const kernels::Isa isa : {kernels::Isa::kGeneric, kernels::Isa::kAvx2, kernels::Isa::kAvx512,
+                                 kernels::Isa::kAvx512Bf16}) {
+    const std::string name(kernels::Name(isa));
+    all.push_back(
+        {"cpu_" + name,
+         [isa, name](kernels::ThreadPool& pool) -> absl::StatusOr<std::unique_ptr<Backend>> {
+           const std::vector<kernels::Isa> supported = kernels::SupportedIsas();
+           if (std::find(supported.begin(), supported.end(), isa) == supported.end()) {
+             return absl::UnavailableError("this CPU has no " + name);
+           }
+           return kernels::NewCpuBackend(pool, isa);
+         },
+         {}});
+  }
+  all.push_back({"cuda",
+                 [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
+                 {"PackWeight", "Linear", "Rope", "SiluMul", "CopyColumns", "StorePage",
+                  "Attention", "Representatives", "MeanQuery", "ScoreBlocks", "TopK"}});
+  return all;
+}
+
+// For INSTANTIATE_TEST_SUITE_P(…, ::testing::ValuesIn(BackendsUnderTest()), BackendName).
+inline std::string BackendName(const ::testing::TestParamInfo<BackendUnderTest>& info) {
+  return info.param.name;
+}
+
+// The fixture of a suite: the backend of the parameter and the reference next to it.
+class BackendTest : public ::testing::TestWithParam<BackendUnderTest> {
+ protected:
+  void SetUp() override {
+    absl::StatusOr<std::unique_ptr<Backend>> made = GetParam().make(Pool());
+    if (absl::IsUnavailable(made.status())) GTEST_SKIP() << std::string(made.status().message());
+    ASSERT_OK(made);
+    backend_ = *std::move(made);
+  }
+
+  bool Missing(std::string_view op) const {
+    const std::vector<std::string_view>& missing = GetParam().missing;
+    return std::find(missing.begin(), missing.end(), op) != missing.end();
+  }
+
+  // Three threads whatever the machine: more than one, and not a power of two.
+  static kernels::ThreadPool& Pool() {
+    static kernels::ThreadPool& pool = *new kernels::ThreadPool(3);
+    return pool;
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> reference_ = kernels::NewReferenceBackend();
+};
+
+// First line of a test that needs `op`.
+#define INFLLM_NEEDS_OP(op) \
+  if (Missing(op)) GTEST_SKIP() << GetParam().name << " does not implement " << (op) << " yet"
+
+// An array in the memory of a backend. What an op writes behind its end is found by Get().
+template <typename T>
+class DeviceArray {
+ public:
+  DeviceArray(Backend& backend, const std::vector<T>& values)
+      : backend_(backend), size_(values.size()) {
+    std::vector<T> guarded = values;
+    guarded.resize(size_ + kGuards, Guard());
+    buffer_ = backend.Allocate(guarded.size() * sizeof(T)).value();
+    EXPECT_OK(backend.Upload(buffer_.data(), guarded.data(), guarded.size() * sizeof(T)));
+  }
+  T* data() const { return buffer_.as<T>(); }
+  std::vector<T> Get() const {
+    std::vector<T> values(size_ + kGuards);
+    EXPECT_OK(backend_.Download(values.data(), buffer_.data(), values.size() * sizeof(T)));
+    for (size_t i = size_; i < values.size(); ++i) {
+      EXPECT_EQ(values[i], Guard()) << "written " << i - size_ << " elements behind the end";
+    }
+    values.resize(size_);
+    return values;
+  }
+
+ private:
+  static constexpr size_t kGuards = 32;
+  static T Guard() { return static_cast<T>(12345); }
+  Backend& backend_;
+  size_t size_;
+  Buffer buffer_;
+};
+
+inline std::vector<float> RandomNormal(int64_t size, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(size);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// Every element within bound(i) of `want`, NaN matching NaN.
+template <typename Bound>
+void ExpectNear(const std::vector<float>& got, const std::vector<float>& want, Bound bound) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (std::isnan(want[i]) && std::isnan(got[i])) continue;
+    const bool same = got[i] == want[i];  // infinities too
+    const double error = std::abs(static_cast<double>(got[i]) - want[i]);
+    ASSERT_TRUE(same || error <= bound(i))
+        << "element " << i << " is " << got[i] << ", want " << want[i] << " within " << bound(i);
+  }
+}
+
+}  // namespace infllm::testing
