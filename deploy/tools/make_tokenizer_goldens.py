@@ -48,6 +48,7 @@ NASTY = [
     '{"key": "value", "n": [1, 2.5e-10, null]}', "$100 €50 £20 ¥30", "C:\\Windows\\System32", "~/.bashrc",
     "MixedCASEwordsAndnumbers123and_underscores", "naïve café résumé", "“quotes” ‘single’ — dash … dots",
     "Once upon a time, there was a little girl named Lily.", "of the of the of the", "to be or not to be",
+    "A... B.... C..... ™ ™™ Straße \x01\x01 \x01", "™", "\u00a0\x01 ™ x ™\n", "か\u3099か\u3099\u3099 ß<mask>™<sep>",
     "aaab baaa abab bbaa", "thethethethe", "in the end, in the beginning", "qzqzqzqz jjjj xxxx",
 ]
 
@@ -67,6 +68,11 @@ EXTRA_LINES = [
 ]
 
 USER_SYMBOLS = ["<mask>", "<sep>", "<sep2>", "日本", "of the"]
+
+
+# A normaliser small enough to fuzz: rules that delete, lengthen, overlap and make spaces.
+RULES = [("\t", " "), ("\n", " "), ("\u00a0", " "), ("\x01", ""), ("Ａ", "A"), ("ﬁ", "fi"), ("か\u3099", "が"),
+         ("™", " TM "), ("...", "…"), ("....", "‥‥"), ("ﷺ", "صلى الله عليه وسلم"), ("ß", "ss"), ("\ufffd", "?")]
 
 
 def fnv(data):
@@ -120,16 +126,21 @@ def train(out, texts):
                             allow_whitespace_only_pieces=True, bos_piece="[BOS]", eos_piece="[EOS]"),
         "bpe-suffix": dict(model_type="bpe", vocab_size=500, normalization_rule_name="identity",
                            treat_whitespace_as_suffix=True, bos_id=-1, character_coverage=0.999),
+        "unigram-rules": dict(model_type="unigram", vocab_size=400, user_defined_symbols=USER_SYMBOLS, character_coverage=0.999),
     }
     with tempfile.TemporaryDirectory() as folder:
         corpus = pathlib.Path(folder) / "corpus.txt"
         corpus.write_text("\n".join(lines), encoding="utf-8")
+        rules = pathlib.Path(folder) / "rules.tsv"
+        rules.write_text("".join(f"{hexed(left)}\t{hexed(right)}\n" for left, right in RULES), encoding="utf-8")
+        specs["unigram-rules"]["normalization_rule_tsv"] = str(rules)
         for name, spec in specs.items():
             sentencepiece.SentencePieceTrainer.Train(
                 input=str(corpus), model_prefix=str(pathlib.Path(folder) / name), **common, **spec)
             model = load_proto(pathlib.Path(folder) / f"{name}.model")
             model.trainer_spec.ClearField("input")  # paths of the machine that trained it
             model.trainer_spec.ClearField("model_prefix")
+            model.normalizer_spec.ClearField("normalization_rule_tsv")
             save_proto(model, out / "models" / f"{name}.model")
 
     # What no trainer writes and other tools do: pieces switched off, spaces not escaped.
@@ -144,6 +155,10 @@ def train(out, texts):
         else:
             model.trainer_spec.treat_whitespace_as_suffix = False
         save_proto(model, out / "models" / f"{name}.model")
+
+
+def hexed(text):
+    return " ".join(f"{ord(character):X}" for character in text)
 
 
 def load_proto(path):
