@@ -44,7 +44,7 @@ absl::StatusOr<int64_t> ParseByteSize(std::string_view text) {
   const char* const end = text.data() + text.size();
   const auto [rest, error] = std::from_chars(text.data(), end, number);
   std::string_view unit_name(rest, static_cast<size_t>(end - rest));
-  if (unit_name.starts_with(' ')) unit_name.remove_prefix(1);
+  if (unit_name.size() > 1 && unit_name[0] == ' ') unit_name.remove_prefix(1);
   const std::optional<int64_t> unit = UnitBytes(unit_name);
   if (error == std::errc::invalid_argument || number < 0 || !unit.has_value()) {
     return absl::InvalidArgumentError(

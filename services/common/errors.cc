@@ -39,11 +39,6 @@ absl::Status FieldMissing(std::string_view field) {
       absl::StrCat(ToAbsl(field), " is missing or has a value that this server does not know"));
 }
 
-absl::Status FieldNotFinite(std::string_view field, int64_t position, float value) {
-  return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), "[", position, "] is ", value,
-                                                 "; all values must be finite numbers"));
-}
-
 absl::Status NotWholeBlocks(std::string_view field, int64_t value, int64_t unit) {
   return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), " has ", value,
                                                  " elements, not a multiple of the ", unit,

@@ -30,7 +30,6 @@ struct Place {
 
 absl::Status ContextNotFound(memstore::ContextId context);
 absl::Status FieldMissing(std::string_view field);
-absl::Status FieldNotFinite(std::string_view field, int64_t position, float value);
 // `value` elements of `field` where `unit` of them make one, e.g. the bytes of a payload.
 absl::Status NotWholeBlocks(std::string_view field, int64_t value, int64_t unit);
 absl::Status ChecksumCount(int64_t checksums, int64_t blocks);

@@ -5,11 +5,9 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <map>
 #include <mutex>
 #include <new>
-#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -35,15 +33,6 @@ grpc::Status Run(grpc::ServerContext* context, Call&& call) {
   } catch (const std::bad_alloc&) {
     return ToGrpcStatus(error::OutOfMemory());
   }
-}
-
-absl::Status CheckFinite(std::string_view field, std::span<const float> values) {
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (!std::isfinite(values[i])) {
-      return error::FieldNotFinite(field, static_cast<int64_t>(i), values[i]);
-    }
-  }
-  return absl::OkStatus();
 }
 
 template <typename Repeated>
@@ -136,7 +125,6 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
           CheckBlocks("representatives", {id, request->layer(), request->first_block()},
                       std::as_bytes(representatives), representatives.size(),
                       geometry.representative_floats(), AsSpan(request->crc32c())));
-      INFLLM_RETURN_IF_ERROR(CheckFinite("representatives", representatives));
       return store_.Publish(id, request->layer(), request->first_block(), representatives);
     });
   }
@@ -184,32 +172,31 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   template <typename Request>
   void StreamRaw(const char* method,
                  absl::Status (MemoryStoreService::*handler)(grpc::ServerContext*, const Request&,
-                                                             BlockSink&)) {
+                                                             BlockSink)) {
     using Streamer = grpc::ServerSplitStreamer<Request, grpc::ByteBuffer>;
     const int index = pb::SelectRequest::descriptor()
                           ->file()
                           ->FindServiceByName("MemoryStore")
                           ->FindMethodByName(method)
                           ->index();
-    MarkMethodStreamed(index,
-                       new grpc::internal::SplitServerStreamingHandler<Request, grpc::ByteBuffer>(
-                           [this, handler](grpc::ServerContext* context, Streamer* stream) {
-                             return Run(context, [&]() -> absl::Status {
-                               Request request;
-                               if (!stream->Read(&request))
-                                 return error::FieldMissing("the request");
-                               BlockSink sink([stream](const grpc::ByteBuffer& message, bool last) {
-                                 grpc::WriteOptions options;
-                                 if (last) options.set_last_message();  // goes out with the status
-                                 return stream->Write(message, options);
-                               });
-                               return (this->*handler)(context, request, sink);
-                             });
-                           }));
+    MarkMethodStreamed(
+        index, new grpc::internal::SplitServerStreamingHandler<Request, grpc::ByteBuffer>(
+                   [this, handler](grpc::ServerContext* context, Streamer* stream) {
+                     return Run(context, [&]() -> absl::Status {
+                       Request request;
+                       if (!stream->Read(&request)) return error::FieldMissing("the request");
+                       const auto sink = [stream](const grpc::ByteBuffer& message, bool last) {
+                         grpc::WriteOptions options;
+                         if (last) options.set_last_message();  // goes out with the status
+                         return stream->Write(message, options);
+                       };
+                       return (this->*handler)(context, request, sink);
+                     });
+                   }));
   }
 
   absl::Status StreamSelection(grpc::ServerContext*, const pb::SelectRequest& request,
-                               BlockSink& sink) {
+                               BlockSink sink) {
     const ContextId id{request.context()};
     INFLLM_ASSIGN_OR_RETURN(const kernels::Scoring scoring, wire::FromProto(request.scoring()));
     const memstore::SelectRequest select{.query = AsSpan(request.query()),
@@ -219,14 +206,13 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     if (wire::QueryChecksum(id, request.layer(), select) != request.crc32c()) {
       return Damaged("query", {id, request.layer()});
     }
-    INFLLM_RETURN_IF_ERROR(CheckFinite("query", select.query));
     INFLLM_ASSIGN_OR_RETURN(memstore::Selection selection,
                             store_.Select(id, request.layer(), select));
     return SendSelection(id, request.layer(), std::move(selection), sink);
   }
 
   absl::Status StreamBlocks(grpc::ServerContext* context, const pb::FetchRequest& request,
-                            BlockSink& sink) {
+                            BlockSink sink) {
     const ContextId id{request.context()};
     INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
     std::span<const int64_t> rest = AsSpan(request.blocks());

@@ -24,6 +24,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/common/endpoint.h"
 #include "services/common/errors.h"
+#include "services/common/grpc_runtime.h"
 #include "services/memstore/wire.h"
 
 namespace infllm::services {
@@ -33,8 +34,9 @@ namespace pb = infllm::v1;
 using memstore::ContextId;
 using memstore::Geometry;
 
-// A payload that stays in the string protobuf parsed it into.
+// A payload that stays in the string protobuf parsed it into; null if there was none.
 memstore::BlockHandle TakePayload(std::string* owned) {
+  if (owned == nullptr) return memstore::BlockHandle();
   std::shared_ptr<const std::string> text(owned);
   const auto payload = std::as_bytes(std::span(*text));
   return memstore::BlockHandle(payload, std::move(text));
@@ -279,7 +281,7 @@ class RemoteStore final : public memstore::MemoryStore {
                                                 const memstore::SelectRequest& select,
                                                 pb::SelectResponse::Block& block) {
     memstore::SelectedBlock selected{.index = block.index(), .score = block.score()};
-    if (block.has_payload()) selected.block = TakePayload(block.release_payload());
+    selected.block = TakePayload(block.release_payload());
     const std::span<const std::byte> payload = selected.block.payload();
     const error::Place place{context, layer, selected.index};
     if (wire::SelectedChecksum({context, layer, selected.index}, selected.score, payload) !=
@@ -366,15 +368,29 @@ std::shared_ptr<grpc::Channel> NewChannel(const Endpoint& endpoint) {
   return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
 }
 
+// gRPC tells the reason only to a call.
+std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel, absl::Duration waited) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(100)));
+  pb::StatsResponse response;
+  const grpc::Status status =
+      pb::MemoryStore::NewStub(channel)->Stats(&context, pb::StatsRequest(), &response);
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) return status.error_message();
+  return absl::StrCat("no answer within ", absl::ToDoubleSeconds(waited), " s");
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> ConnectRemoteStore(
     const std::string& target, const RemoteStoreOptions& options) {
   INFLLM_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(target));
+  KeepGrpcInitialized();
   std::shared_ptr<grpc::Channel> channel = NewChannel(endpoint);
-  channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout));
+  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
+    return error::StoreUnavailable(target, WhyNotConnected(channel, options.connect_timeout));
+  }
   auto store = std::make_unique<RemoteStore>(target, options, std::move(channel));
-  // Not connected: fails at once and says why. Connected: shows that it is a memory store.
+  // Shows that it is a memory store.
   INFLLM_RETURN_IF_ERROR(store->Stats().status());
   return store;
 }

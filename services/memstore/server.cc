@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
+#include "services/common/grpc_runtime.h"
 #include "services/memstore/memory_store_service.h"
 #include "services/memstore/wire.h"
 
@@ -34,6 +35,7 @@ struct MemstoreServer::Impl {
 absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
     const Endpoint& listen, memstore::MemoryStore& store) {
   INFLLM_RETURN_IF_ERROR(PrepareToListen(listen));
+  KeepGrpcInitialized();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 

@@ -1,0 +1,325 @@
+// What a client sees when the other end is slow, stops, is large, or is something else. That a
+// remote store behaves like one in process is in remote_store_contract_test.cc.
+#include "services/memstore/remote_store.h"
+
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+#include <future>
+#include <latch>
+#include <numeric>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "infllm/v1/memory_store.grpc.pb.h"
+#include "services/memstore/server.h"
+#include "services/memstore/wire.h"
+#include "tests/services/puppet_store.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
+
+namespace infllm::services {
+namespace {
+
+namespace pb = infllm::v1;
+using ::infllm::testing::OwnedBlock;
+using ::infllm::testing::PuppetStore;
+using ::infllm::testing::StatusIs;
+using ::infllm::testing::TempDir;
+using memstore::ContextId;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+// 512 KiB per block.
+constexpr memstore::Geometry kGeometry = {.layers = 2,
+                                          .q_heads = 8,
+                                          .kv_heads = 4,
+                                          .head_dim = 128,
+                                          .block_tokens = 128,
+                                          .dtype = kernels::DType::kF32};
+constexpr ContextId kContext{41};
+
+class RemoteStoreTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    puppet_.create = [](const memstore::ContextOptions&) { return kContext; };
+    auto server = MemstoreServer::Start({.path = dir_.file("s")}, puppet_);
+    ASSERT_OK(server);
+    server_ = *std::move(server);
+  }
+
+  std::unique_ptr<memstore::MemoryStore> Connect(absl::Duration call_timeout = absl::Seconds(60)) {
+    auto store = ConnectRemoteStore(target(), {.call_timeout = call_timeout});
+    EXPECT_OK(store);
+    return *std::move(store);
+  }
+  std::string target() const { return server_->endpoint().ToString(); }
+
+  const TempDir dir_;
+  PuppetStore puppet_;
+  std::unique_ptr<MemstoreServer> server_;
+  const std::vector<float> query_ = std::vector<float>(kGeometry.representative_floats(), 1.0f);
+};
+
+TEST_F(RemoteStoreTest, NobodyListening) {
+  EXPECT_THAT(
+      ConnectRemoteStore("unix:" + dir_.file("other"), {.connect_timeout = absl::Milliseconds(50)}),
+      StatusIs(absl::StatusCode::kUnavailable,
+               AllOf(HasSubstr(dir_.file("other")), HasSubstr("No such file"),
+                     HasSubstr("is infllm-memstore running there?"))));
+  EXPECT_THAT(ConnectRemoteStore("nonsense", RemoteStoreOptions()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("nonsense")));
+}
+
+TEST_F(RemoteStoreTest, ListenerThatNeverAnswersIsGivenUpInTime) {
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string path = dir_.file("mute");
+  std::memcpy(address.sun_path, path.data(), path.size());
+  ASSERT_EQ(::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(::listen(fd, 1), 0);
+  EXPECT_THAT(ConnectRemoteStore("unix:" + path, {.connect_timeout = absl::Milliseconds(50)}),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no answer within 0.05 s")));
+  ::close(fd);
+}
+
+TEST_F(RemoteStoreTest, AnotherGrpcServerIsNamedAsSuch) {
+  pb::MemoryStore::Service nothing;  // answers UNIMPLEMENTED to everything
+  grpc::ServerBuilder builder;
+  const std::string address = "unix:" + dir_.file("grpc");
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+  builder.RegisterService(&nothing);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  EXPECT_THAT(ConnectRemoteStore(address, RemoteStoreOptions()),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not an infllm-memstore")));
+}
+
+TEST_F(RemoteStoreTest, ErrorsOfTheStoreArriveAsTheyAre) {
+  const absl::Status errors[] = {
+      absl::NotFoundError("a"),         absl::OutOfRangeError("b"),
+      absl::InvalidArgumentError("c"),  absl::AlreadyExistsError("d"),
+      absl::DataLossError("e"),         absl::FailedPreconditionError("f"),
+      absl::ResourceExhaustedError("g")};
+  const auto store = Connect();
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  for (const absl::Status& error : errors) {
+    puppet_.select = [&](auto...) { return error; };
+    puppet_.fetch = [&](auto...) { return error; };
+    puppet_.append = [&](auto...) { return error; };
+    const std::vector<int64_t> blocks = {0};
+    EXPECT_EQ(store->Select(kContext, 0, {.query = query_, .k = 1}).status(), error);
+    EXPECT_EQ(store->Fetch(kContext, 0, blocks).status(), error);
+    EXPECT_EQ(store->Append(kContext, 0, 0, {}), error);
+  }
+}
+
+TEST_F(RemoteStoreTest, ServerThatStopsMidWayIsUnavailableAtOnce) {
+  std::latch running(1), finish(1);
+  puppet_.select = [&](auto...) -> absl::StatusOr<memstore::Selection> {
+    running.count_down();
+    finish.wait();  // beyond the point where the client has given up
+    return memstore::Selection();
+  };
+  const auto store = Connect();
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  auto selection = std::async(std::launch::async, [&] {
+    return store->Select(kContext, 0, {.query = query_, .k = 1}).status();
+  });
+  running.wait();
+  std::thread stop([&] { server_->Shutdown(absl::ZeroDuration()); });
+  EXPECT_THAT(selection.get(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr(target())));
+  finish.count_down();
+  stop.join();
+  EXPECT_THAT(store->Stats(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr(target())));
+}
+
+TEST_F(RemoteStoreTest, ShutdownLetsRunningCallsFinish) {
+  std::latch running(1), finish(1);
+  puppet_.select = [&](auto...) -> absl::StatusOr<memstore::Selection> {
+    running.count_down();
+    finish.wait();
+    return memstore::Selection();
+  };
+  const auto store = Connect();
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  auto selection = std::async(std::launch::async, [&] {
+    return store->Select(kContext, 0, {.query = query_, .k = 1}).status();
+  });
+  running.wait();
+  std::thread stop([&] { server_->Shutdown(absl::Seconds(60)); });
+  finish.count_down();
+  EXPECT_OK(selection.get());
+  stop.join();
+}
+
+TEST_F(RemoteStoreTest, RestartedServerIsFoundAgain) {
+  const auto store = Connect();
+  server_->Shutdown(absl::ZeroDuration());
+  EXPECT_THAT(store->Stats(), StatusIs(absl::StatusCode::kUnavailable));
+  auto server = MemstoreServer::Start({.path = dir_.file("s")}, puppet_);
+  ASSERT_OK(server);
+  // The client tries again by itself, within a second; until then it says so.
+  absl::Status status;
+  for (const absl::Time give_up = absl::Now() + absl::Seconds(30); absl::Now() < give_up;) {
+    status = store->Stats().status();
+    if (status.ok()) break;
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnavailable));
+  }
+  EXPECT_OK(status);
+  EXPECT_THAT(store->Fetch(kContext, 0, {}), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(RemoteStoreTest, SlowCallEndsAtItsTimeout) {
+  std::latch finish(1);
+  puppet_.fetch = [&](auto...) -> absl::StatusOr<PuppetStore::Blocks> {
+    finish.wait();
+    return absl::InternalError("too late");
+  };
+  const auto store = Connect(absl::Milliseconds(100));
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  const std::vector<int64_t> blocks = {0};
+  EXPECT_THAT(store->Fetch(kContext, 0, blocks),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("Fetch within 0.1 s")));
+  finish.count_down();
+  server_->Shutdown(absl::InfiniteDuration());  // the handler uses `finish`
+}
+
+TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
+  // 20 MiB in all, so five messages each way.
+  constexpr int64_t kBlocks = 40;
+  const size_t block_bytes = kGeometry.payload_bytes();
+  std::vector<std::byte> payloads(kBlocks * block_bytes);
+  for (size_t i = 0; i < payloads.size(); ++i) payloads[i] = std::byte((i * 2654435761u) >> 24);
+  std::vector<std::byte> stored;
+  size_t largest = 0;
+  puppet_.append = [&](ContextId, int32_t, int64_t first, std::span<const std::byte> part) {
+    EXPECT_EQ(static_cast<size_t>(first) * block_bytes, stored.size());
+    stored.insert(stored.end(), part.begin(), part.end());
+    largest = std::max(largest, part.size());
+    return absl::OkStatus();
+  };
+  const auto block = [&](int64_t index) {
+    return std::span<const std::byte>(stored).subspan(static_cast<size_t>(index) * block_bytes,
+                                                      block_bytes);
+  };
+  puppet_.fetch = [&](ContextId, int32_t, std::span<const int64_t> blocks) {
+    PuppetStore::Blocks handles;
+    for (const int64_t index : blocks) handles.emplace_back(block(index), nullptr);
+    return handles;
+  };
+  puppet_.select = [&](ContextId, int32_t, const memstore::SelectRequest& request) {
+    memstore::Selection selection;
+    for (int64_t i = 0; i < kBlocks; ++i) {
+      selection.blocks.push_back({.index = i, .score = 1});
+      if (!std::binary_search(request.have.begin(), request.have.end(), i)) {
+        selection.blocks.back().block = memstore::BlockHandle(block(i), nullptr);
+      }
+    }
+    return selection;
+  };
+  const auto store = Connect();
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  ASSERT_OK(store->Append(kContext, 1, 0, payloads));
+  EXPECT_EQ(stored, payloads);
+  EXPECT_LE(largest, wire::kTargetMessageBytes);
+
+  std::vector<int64_t> all(kBlocks);
+  std::iota(all.rbegin(), all.rend(), 0);  // in an order of the caller's
+  ASSERT_OK_AND_ASSIGN(const PuppetStore::Blocks fetched, store->Fetch(kContext, 1, all));
+  ASSERT_EQ(fetched.size(), all.size());
+  for (int64_t i = 0; i < kBlocks; ++i) {
+    EXPECT_TRUE(std::ranges::equal(fetched[static_cast<size_t>(i)].payload(), block(all[i])));
+  }
+  const std::vector<int64_t> have = {0, 7, 39};
+  ASSERT_OK_AND_ASSIGN(const memstore::Selection selection,
+                       store->Select(kContext, 1, {.query = query_, .k = kBlocks, .have = have}));
+  ASSERT_EQ(selection.blocks.size(), all.size());
+  for (const memstore::SelectedBlock& selected : selection.blocks) {
+    const bool had = std::ranges::binary_search(have, selected.index);
+    EXPECT_EQ(static_cast<bool>(selected.block), !had);
+    EXPECT_TRUE(had || std::ranges::equal(selected.block.payload(), block(selected.index)));
+  }
+}
+
+TEST_F(RemoteStoreTest, AMessageAboveTheLimitIsRefusedWithBothSizes) {
+  puppet_.append = [](auto...) { return absl::OkStatus(); };
+  ASSERT_OK(Connect()->Create({.geometry = kGeometry}));
+  const auto stub =
+      pb::MemoryStore::NewStub(grpc::CreateChannel(target(), grpc::InsecureChannelCredentials()));
+  pb::AppendRequest request;
+  request.set_context(static_cast<uint64_t>(kContext));
+  request.mutable_payloads()->resize(wire::kMaxMessageBytes + 1);
+  pb::AppendResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status = stub->Append(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr(std::to_string(wire::kMaxMessageBytes)));
+}
+
+TEST_F(RemoteStoreTest, FetchStopsReadingWhenTheCallerGoes) {
+  constexpr int kBlocks = 4096;  // 2 GiB if nobody stopped
+  const std::vector<std::byte> payload(kGeometry.payload_bytes());
+  std::atomic<int> fetched = 0;
+  std::latch done(1);
+  puppet_.fetch = [&](ContextId, int32_t, std::span<const int64_t> blocks) {
+    fetched += static_cast<int>(blocks.size());
+    return PuppetStore::Blocks(blocks.size(), memstore::BlockHandle(payload, nullptr));
+  };
+  ASSERT_OK(Connect()->Create({.geometry = kGeometry}));
+  {
+    const auto channel = grpc::CreateChannel(target(), grpc::InsecureChannelCredentials());
+    const auto stub = pb::MemoryStore::NewStub(channel);
+    pb::FetchRequest request;
+    request.set_context(static_cast<uint64_t>(kContext));
+    for (int i = 0; i < kBlocks; ++i) request.add_blocks(i);
+    grpc::ClientContext context;
+    const auto reader = stub->Fetch(&context, request);
+    pb::FetchResponse response;
+    ASSERT_FALSE(reader->Read(&response)) << "one message is above the default limit of 4 MiB";
+    context.TryCancel();
+    reader->Finish();
+  }
+  server_->Shutdown(absl::InfiniteDuration());  // waits for the handler
+  EXPECT_LT(fetched, kBlocks);
+}
+
+TEST_F(RemoteStoreTest, ContextsMadeByAnotherClientAreKnown) {
+  const auto first = Connect();
+  ASSERT_OK(first->Create({.geometry = kGeometry}));
+  const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{5});
+  puppet_.fetch = [&](ContextId, int32_t, std::span<const int64_t> blocks) {
+    return PuppetStore::Blocks(blocks.size(), OwnedBlock(payload));
+  };
+  const auto second = Connect();
+  const std::vector<int64_t> blocks = {3};
+  ASSERT_OK_AND_ASSIGN(const PuppetStore::Blocks fetched, second->Fetch(kContext, 0, blocks));
+  EXPECT_TRUE(std::ranges::equal(fetched[0].payload(), payload));
+  EXPECT_THAT(second->Fetch(ContextId{1}, 0, blocks),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("context 1 ")));
+}
+
+TEST_F(RemoteStoreTest, BlockOutlivesTheConnection) {
+  const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{5});
+  puppet_.fetch = [&](auto...) { return PuppetStore::Blocks(1, OwnedBlock(payload)); };
+  auto store = Connect();
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  const std::vector<int64_t> blocks = {3};
+  ASSERT_OK_AND_ASSIGN(const PuppetStore::Blocks fetched, store->Fetch(kContext, 0, blocks));
+  store.reset();
+  server_.reset();
+  EXPECT_TRUE(std::ranges::equal(fetched[0].payload(), payload));
+}
+
+}  // namespace
+}  // namespace infllm::services
