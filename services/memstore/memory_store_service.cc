@@ -35,11 +35,6 @@ grpc::Status Run(grpc::ServerContext* context, Call&& call) {
   }
 }
 
-template <typename Repeated>
-auto AsSpan(const Repeated& field) {
-  return std::span(field.data(), static_cast<size_t>(field.size()));
-}
-
 // The geometries of the contexts made through this service, so that a message can be judged before
 // its payloads are touched. Thread-safe.
 class GeometryTable {
@@ -107,10 +102,10 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     return Run(context, [&]() -> absl::Status {
       const ContextId id{request->context()};
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
-      const auto payloads = std::as_bytes(AsSpan(request->payloads()));
+      const auto payloads = std::as_bytes(wire::AsSpan(request->payloads()));
       INFLLM_RETURN_IF_ERROR(CheckBlocks("payloads", {id, request->layer(), request->first_block()},
                                          payloads, payloads.size(), geometry.payload_bytes(),
-                                         AsSpan(request->crc32c())));
+                                         wire::AsSpan(request->crc32c())));
       return store_.Append(id, request->layer(), request->first_block(), payloads);
     });
   }
@@ -120,11 +115,11 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     return Run(context, [&]() -> absl::Status {
       const ContextId id{request->context()};
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
-      const auto representatives = AsSpan(request->representatives());
+      const auto representatives = wire::AsSpan(request->representatives());
       INFLLM_RETURN_IF_ERROR(
           CheckBlocks("representatives", {id, request->layer(), request->first_block()},
                       std::as_bytes(representatives), representatives.size(),
-                      geometry.representative_floats(), AsSpan(request->crc32c())));
+                      geometry.representative_floats(), wire::AsSpan(request->crc32c())));
       return store_.Publish(id, request->layer(), request->first_block(), representatives);
     });
   }
@@ -199,10 +194,10 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                                BlockSink sink) {
     const ContextId id{request.context()};
     INFLLM_ASSIGN_OR_RETURN(const kernels::Scoring scoring, wire::FromProto(request.scoring()));
-    const memstore::SelectRequest select{.query = AsSpan(request.query()),
+    const memstore::SelectRequest select{.query = wire::AsSpan(request.query()),
                                          .k = request.k(),
                                          .scoring = scoring,
-                                         .have = AsSpan(request.have())};
+                                         .have = wire::AsSpan(request.have())};
     if (wire::QueryChecksum(id, request.layer(), select) != request.crc32c()) {
       return Damaged("query", {id, request.layer()});
     }
@@ -215,7 +210,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                             BlockSink sink) {
     const ContextId id{request.context()};
     INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
-    std::span<const int64_t> rest = AsSpan(request.blocks());
+    std::span<const int64_t> rest = wire::AsSpan(request.blocks());
     if (rest.size() > memstore::limits::kMaxSelect) {
       return error::TooManyBlocks("blocks", request.blocks_size(), memstore::limits::kMaxSelect);
     }

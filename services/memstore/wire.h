@@ -35,6 +35,12 @@ struct BlockPlace {
   int64_t index = 0;
 };
 
+// Of a repeated field or bytes.
+template <typename Field>
+auto AsSpan(const Field& field) {
+  return std::span(field.data(), static_cast<size_t>(field.size()));
+}
+
 // The checksums that memory_store.proto states.
 uint32_t IdsChecksum(std::initializer_list<uint64_t> ids);
 uint32_t IdsChecksum(std::initializer_list<uint64_t> ids, const infllm::v1::Geometry& geometry);
