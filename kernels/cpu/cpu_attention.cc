@@ -19,7 +19,7 @@ constexpr int64_t kInlineWork = 1 << 20;
 constexpr int64_t kKeptFloats = 2 << 20;
 constexpr int64_t kKeptFloatsOfSplits = 16 << 20;  // all units together
 // Mass of query tiles that waits for being added up in order.
-constexpr int64_t kMassFloats = 16 << 20;
+constexpr int64_t kMassFloats = 4 << 20;
 constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 
 const AttentionKernels& KernelsFor(Isa isa) {

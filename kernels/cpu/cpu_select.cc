@@ -126,7 +126,7 @@ void CpuRepresentatives(Isa isa, const RepresentativeArgs& args) {
   static thread_local Scratch index_scratch;
   static thread_local Scratch row_scratch;
   const SelectKernels& kernels = KernelsFor(isa);
-  const int64_t top = std::min(args.top, args.block_tokens);
+  const int64_t top = args.top;
   auto* index = index_scratch.Get<int64_t>(top);
   auto* rows = row_scratch.Get<const void*>(top);
   const auto element = static_cast<int64_t>(SizeOf(args.kv_dtype));

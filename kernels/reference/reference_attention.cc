@@ -99,7 +99,7 @@ void ReferenceAttention(const AttentionArgs& args) {
 }
 
 void ReferenceRepresentatives(const RepresentativeArgs& args) {
-  const int64_t top = std::min(args.top, args.block_tokens);
+  const int64_t top = args.top;
   std::vector<int64_t> index(static_cast<size_t>(top));
   for (int64_t h = 0; h < args.q_heads; ++h) {
     ReferenceTopK(args.mass + h * args.mass_stride, args.block_tokens, top, index);

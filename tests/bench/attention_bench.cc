@@ -1,0 +1,231 @@
+// Attention and block selection of the CPU backend against what the machine can do: the counters
+// `of_peak` and `of_bandwidth` are ratios to ceilings measured in the same run.
+//   attention_bench [--benchmark_filter=...]
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "tests/bench/ceilings.h"
+
+namespace infllm::bench {
+namespace {
+
+using namespace kernels;
+
+ThreadPool& Pool() {
+  static ThreadPool pool;
+  return pool;
+}
+
+std::vector<float> Random(int64_t n, uint32_t seed) {
+  std::vector<float> x(static_cast<size_t>(n));
+  std::minstd_rand random(seed);
+  for (float& value : x) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+  return x;
+}
+
+// A decoder layer's worth of inputs in pages of `page` tokens: near keys up to the last query, and
+// far blocks from the start.
+struct Layer {
+  int64_t tokens = 0;
+  int64_t q_heads = 0;
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  int64_t window = 0;
+  int64_t far_tokens = 0;
+  int64_t page = 128;
+  DType kv_dtype = DType::kF32;
+  bool mass = false;
+};
+
+class LayerInputs {
+ public:
+  explicit LayerInputs(const Layer& layer)
+      : layer_(layer),
+        q_(Random(layer.tokens * layer.q_heads * layer.head_dim, 1)),
+        out_(q_.size()) {
+    const int64_t first = layer.far_tokens + layer.window;
+    Fill(0, layer.far_tokens, far_, /*mass=*/false);
+    Fill(first - layer.window + 1, first + layer.tokens, near_, layer.mass);
+    args_.q_near = q_.data();
+    args_.q_far = q_.data();
+    args_.out = out_.data();
+    args_.near = near_;
+    args_.far = far_;
+    args_.tokens = layer.tokens;
+    args_.q_heads = layer.q_heads;
+    args_.kv_heads = layer.kv_heads;
+    args_.head_dim = layer.head_dim;
+    args_.first_position = first;
+    args_.window = layer.window;
+    args_.scale = 1 / std::sqrt(static_cast<float>(layer.head_dim));
+    args_.kv_dtype = layer.kv_dtype;
+  }
+
+  const AttentionArgs& args() const { return args_; }
+  // 4 head_dim flops for each query and visible key: one product with K, one with V.
+  double flops() const {
+    const double visible = static_cast<double>(layer_.window + layer_.far_tokens);
+    return 4.0 * visible * static_cast<double>(layer_.tokens * layer_.q_heads * layer_.head_dim);
+  }
+  double kv_bytes() const {
+    const int64_t keys = layer_.window + layer_.tokens - 1 + layer_.far_tokens;
+    return 2.0 * static_cast<double>(keys * layer_.kv_heads * layer_.head_dim) *
+           static_cast<double>(SizeOf(layer_.kv_dtype));
+  }
+
+ private:
+  void Fill(int64_t begin, int64_t end, std::vector<KvSegment>& segments, bool mass) {
+    for (int64_t at = begin; at < end; at += layer_.page) {
+      const int64_t tokens = std::min(layer_.page, end - at);
+      const int64_t head_stride = layer_.page * layer_.head_dim;
+      const int64_t words =
+          2 * layer_.kv_heads * head_stride * static_cast<int64_t>(SizeOf(layer_.kv_dtype)) / 4;
+      pages_.push_back(Random(words, static_cast<uint32_t>(at + 7)));
+      if (layer_.kv_dtype == DType::kBF16) {
+        auto* bits = reinterpret_cast<BF16*>(pages_.back().data());
+        for (int64_t i = 0; i < words * 2; ++i) {
+          bits[i] = BF16(static_cast<float>(i % 1999) / 1000.0f - 1.0f);
+        }
+      }
+      float* mass_data = nullptr;
+      if (mass) {
+        pages_.emplace_back(static_cast<size_t>(layer_.q_heads * layer_.page));
+        mass_data = pages_.back().data();
+      }
+      float* k = pages_[pages_.size() - (mass ? 2 : 1)].data();
+      segments.push_back({k, k + words / 2, head_stride, at, tokens, mass_data, layer_.page});
+    }
+  }
+
+  Layer layer_;
+  std::vector<float> q_, out_;
+  std::vector<std::vector<float>> pages_;
+  std::vector<KvSegment> near_, far_;
+  AttentionArgs args_;
+};
+
+void Check(benchmark::State& state, const absl::Status& status) {
+  if (!status.ok()) state.SkipWithError(std::string(status.message()).c_str());
+}
+
+void RunAttention(benchmark::State& state, const Layer& layer, Isa isa) {
+  const LayerInputs inputs(layer);
+  const std::unique_ptr<Backend> backend = NewCpuBackend(Pool(), isa);
+  const double peak = FmaPeakFlops(Pool(), isa);
+  const double bandwidth = ReadBandwidth(Pool());
+  for (auto _ : state) Check(state, backend->Attention(inputs.args()));
+  using benchmark::Counter;
+  const auto rate = Counter::kIsIterationInvariantRate;
+  state.counters["flop/s"] = Counter(inputs.flops(), rate);
+  state.counters["of_peak"] = Counter(inputs.flops() / peak, rate);
+  state.counters["kv_B/s"] = Counter(inputs.kv_bytes(), rate);
+  state.counters["of_bandwidth"] = Counter(inputs.kv_bytes() / bandwidth, rate);
+}
+
+void RunScoreBlocks(benchmark::State& state, int64_t blocks, int64_t q_heads, int64_t head_dim,
+                    Scoring scoring) {
+  const std::vector<float> query = Random(q_heads * head_dim, 1);
+  const std::vector<float> data = Random(blocks * q_heads * head_dim, 2);
+  std::vector<float> scores(static_cast<size_t>(blocks));
+  const RepresentativeChunk chunk{data.data(), blocks};
+  const std::unique_ptr<Backend> backend = NewCpuBackend(Pool());
+  ScoreBlocksArgs args;
+  args.query = query.data();
+  args.chunks = {&chunk, 1};
+  args.out = scores.data();
+  args.q_heads = q_heads;
+  args.head_dim = head_dim;
+  args.scale = 0.1f;
+  args.scoring = scoring;
+  const double bandwidth = ReadBandwidth(Pool());
+  for (auto _ : state) Check(state, backend->ScoreBlocks(args));
+  const double bytes = 4.0 * static_cast<double>(data.size());
+  state.counters["B/s"] = benchmark::Counter(bytes, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["of_bandwidth"] =
+      benchmark::Counter(bytes / bandwidth, benchmark::Counter::kIsIterationInvariantRate);
+}
+
+void RunTopK(benchmark::State& state) {
+  const std::vector<float> scores = Random(state.range(0), 3);
+  std::vector<int64_t> best(static_cast<size_t>(state.range(1)));
+  const std::unique_ptr<Backend> backend = NewCpuBackend(Pool());
+  for (auto _ : state) {
+    Check(state, backend->TopK(scores.data(), state.range(0), state.range(1), best));
+  }
+}
+BENCHMARK(RunTopK)->Name("topk")->Args({16 << 10, 16})->Args({1 << 20, 96})->UseRealTime();
+
+void Register(const std::string& name, const Layer& layer, Isa isa) {
+  benchmark::RegisterBenchmark(("attention/" + name + "/" + std::string(Name(isa))).c_str(),
+                               [=](benchmark::State& state) { RunAttention(state, layer, isa); })
+      ->UseRealTime()
+      ->Unit(layer.head_dim == 8 ? benchmark::kMicrosecond : benchmark::kMillisecond);
+}
+
+void RegisterAll() {
+  for (const Isa isa : SupportedIsas()) {
+    for (const int64_t dim : {64, 128}) {
+      const std::string d = "/d" + std::to_string(dim);
+      const Layer prefill{512, 8, 8, dim, 4096, 0};
+      Register("prefill" + d, prefill, isa);
+      if (isa != SupportedIsas().back()) continue;
+      Layer layer = prefill;
+      layer.mass = true;
+      Register("prefill_mass" + d, layer, isa);
+      layer.far_tokens = 16 * 128;
+      Register("prefill_mass_far" + d, layer, isa);
+      layer = prefill;
+      layer.kv_heads = 2;
+      Register("prefill_gqa4" + d, layer, isa);
+      layer.mass = true;
+      Register("prefill_gqa4_mass" + d, layer, isa);
+      layer = prefill;
+      layer.kv_dtype = DType::kBF16;
+      Register("prefill_bf16" + d, layer, isa);
+      Layer decode{1, 32, 8, dim, 4096, 16 * 128};
+      Register("decode" + d, decode, isa);
+      decode.kv_dtype = DType::kBF16;
+      Register("decode_bf16" + d, decode, isa);
+      decode.mass = true;
+      Register("decode_bf16_mass" + d, decode, isa);
+    }
+    Register("tiny_decode/w64", {1, 8, 4, 8, 64, 0}, isa);
+    Register("tiny_decode/w512", {1, 8, 4, 8, 512, 4 * 64, 128, DType::kF32, true}, isa);
+  }
+  const Isa best = SupportedIsas().back();
+  Register("full_64k/d64", {512, 4, 4, 64, 64 << 10, 0}, best);
+  for (const Scoring scoring : {Scoring::kMean, Scoring::kHeadVote}) {
+    const std::string form = scoring == Scoring::kMean ? "mean" : "head_vote";
+    for (const auto& [blocks, heads, dim] :
+         {std::tuple<int64_t, int64_t, int64_t>{16 << 10, 32, 128}, {16 << 10, 8, 8}}) {
+      benchmark::RegisterBenchmark(
+          ("select/" + form + "/blocks" + std::to_string(blocks) + "/h" + std::to_string(heads) +
+           "/d" + std::to_string(dim))
+              .c_str(),
+          [=, blocks = blocks, heads = heads, dim = dim](benchmark::State& state) {
+            RunScoreBlocks(state, blocks, heads, dim, scoring);
+          })
+          ->UseRealTime()
+          ->Unit(benchmark::kMicrosecond);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace infllm::bench
+
+int main(int argc, char** argv) {
+  infllm::bench::RegisterAll();
+  benchmark::AddCustomContext("threads", std::to_string(infllm::bench::Pool().threads()));
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+}

@@ -1,0 +1,19 @@
+// What this machine can do at best, measured in the same run as what we make of it.
+#pragma once
+
+#include "kernels/core/thread_pool.h"
+#include "kernels/cpu/isa.h"
+
+namespace infllm::bench {
+
+// Fp32 multiply-adds (2 flops each) per second of all threads of the pool, from registers, with the
+// vectors of `isa`. The best of several tries. Measured once per instruction set and thread count.
+double FmaPeakFlops(kernels::ThreadPool& pool, kernels::Isa isa);
+
+// The same of bf16 products (vdpbf16ps, 4 flops per 32-bit lane); 0 where the CPU has none.
+double Bf16PeakFlops(kernels::ThreadPool& pool);
+
+// Bytes per second that all threads of the pool read from memory that is in no cache.
+double ReadBandwidth(kernels::ThreadPool& pool);
+
+}  // namespace infllm::bench
