@@ -3,7 +3,6 @@
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/wire_format_lite.h>
 
-#include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,25 +24,36 @@ uint32_t BytesTag(int field_number) {
 // Keeps a block pinned until gRPC drops its last slice, on whatever thread.
 class PinnedSlice {
  public:
-  static grpc::Slice Make(memstore::BlockHandle block) {
-    auto* pinned = new PinnedSlice(std::move(block));
+  static grpc::Slice Make(memstore::BlockHandle block, std::shared_ptr<PinsInFlight> pins) {
+    pins->Add();
+    auto* pinned = new PinnedSlice{std::move(block), std::move(pins)};
     const std::span<const std::byte> payload = pinned->block_.payload();
     // gRPC never writes to a slice; its signature only lacks the const.
     return grpc::Slice(const_cast<std::byte*>(payload.data()), payload.size(), &Release, pinned);
   }
 
  private:
-  explicit PinnedSlice(memstore::BlockHandle block) : block_(std::move(block)) {}
-  static void Release(void* pinned) { delete static_cast<PinnedSlice*>(pinned); }
+  PinnedSlice(memstore::BlockHandle block, std::shared_ptr<PinsInFlight> pins)
+      : block_(std::move(block)), pins_(std::move(pins)) {}
+  static void Release(void* pointer) {
+    auto* pinned = static_cast<PinnedSlice*>(pointer);
+    const std::shared_ptr<PinsInFlight> pins = std::move(pinned->pins_);
+    delete pinned;  // first, so that whoever waits finds the room
+    pins->Release();
+  }
+
   memstore::BlockHandle block_;
+  std::shared_ptr<PinsInFlight> pins_;  // shared by the service and all slices, which outlive it
 };
 
 // A message whose only large parts are length-delimited `payload` fields, the last field of each
 // element of the repeated field `blocks`. The bytes are what protobuf itself would write.
 class MessageBuilder {
  public:
-  MessageBuilder(int blocks_field, int payload_field)
-      : blocks_tag_(BytesTag(blocks_field)), payload_tag_(BytesTag(payload_field)) {}
+  MessageBuilder(int blocks_field, int payload_field, std::shared_ptr<PinsInFlight> pins)
+      : blocks_tag_(BytesTag(blocks_field)),
+        payload_tag_(BytesTag(payload_field)),
+        pins_(std::move(pins)) {}
 
   // Bytes in front of the blocks: an encoded message without them.
   void AddFields(const google::protobuf::MessageLite& fields) { fields.AppendToString(&text_); }
@@ -61,7 +71,7 @@ class MessageBuilder {
     text_ += element;
     if (payload) {
       FlushText();
-      slices_.push_back(PinnedSlice::Make(std::move(payload)));
+      slices_.push_back(PinnedSlice::Make(std::move(payload), pins_));
       payload_bytes_ += payload_bytes;
     }
   }
@@ -88,6 +98,7 @@ class MessageBuilder {
 
   const uint32_t blocks_tag_;
   const uint32_t payload_tag_;
+  const std::shared_ptr<PinsInFlight> pins_;
   std::string text_;  // not in a slice yet
   std::vector<grpc::Slice> slices_;
   size_t payload_bytes_ = 0;
@@ -99,14 +110,39 @@ absl::Status Send(MessageBuilder& builder, bool last, BlockSink sink) {
 
 }  // namespace
 
+int64_t PinsInFlight::released() const {
+  const std::lock_guard lock(mutex_);
+  return released_;
+}
+
+bool PinsInFlight::AwaitRelease(int64_t seen, std::chrono::milliseconds patience) {
+  std::unique_lock lock(mutex_);
+  if (released_ == seen && released_ == added_) return false;
+  return changed_.wait_for(lock, patience, [&] { return released_ > seen; });
+}
+
+void PinsInFlight::Add() {
+  const std::lock_guard lock(mutex_);
+  ++added_;
+}
+
+void PinsInFlight::Release() {
+  {
+    const std::lock_guard lock(mutex_);
+    ++released_;
+  }
+  changed_.notify_all();
+}
+
 absl::Status SendSelection(memstore::ContextId context, int32_t layer,
-                           memstore::Selection selection, BlockSink sink) {
+                           memstore::Selection selection, const std::shared_ptr<PinsInFlight>& pins,
+                           BlockSink sink) {
   pb::SelectResponse head;
   head.set_total_blocks(static_cast<int32_t>(selection.blocks.size()));
   size_t next = 0;
   do {
     MessageBuilder builder(pb::SelectResponse::kBlocksFieldNumber,
-                           pb::SelectResponse::Block::kPayloadFieldNumber);
+                           pb::SelectResponse::Block::kPayloadFieldNumber, pins);
     builder.AddFields(head);
     while (next < selection.blocks.size()) {
       memstore::SelectedBlock& selected = selection.blocks[next];
@@ -131,9 +167,10 @@ absl::Status SendSelection(memstore::ContextId context, int32_t layer,
 
 absl::Status SendFetched(memstore::ContextId context, int32_t layer,
                          std::span<const int64_t> indices,
-                         std::vector<memstore::BlockHandle> blocks, bool last, BlockSink sink) {
+                         std::vector<memstore::BlockHandle> blocks,
+                         const std::shared_ptr<PinsInFlight>& pins, bool last, BlockSink sink) {
   MessageBuilder builder(pb::FetchResponse::kBlocksFieldNumber,
-                         pb::FetchResponse::Block::kPayloadFieldNumber);
+                         pb::FetchResponse::Block::kPayloadFieldNumber, pins);
   for (size_t i = 0; i < blocks.size(); ++i) {
     pb::FetchResponse::Block fields;
     fields.set_crc32c(wire::BlockChecksum({context, layer, indices[i]}, blocks[i].payload()));

@@ -3,7 +3,11 @@
 
 #include <grpcpp/support/byte_buffer.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdint>
+#include <memory>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -13,18 +17,40 @@
 
 namespace infllm::services {
 
+// Counts the payloads that gRPC still sends from: their room in the RAM tier is not free yet,
+// though their call may be over. Thread-safe.
+class PinsInFlight {
+ public:
+  // How many payloads were sent so far.
+  int64_t released() const;
+  // Waits until more than `seen` have been released, which frees room. False if nothing is in
+  // flight, or nothing was released for `patience`.
+  bool AwaitRelease(int64_t seen, std::chrono::milliseconds patience);
+
+  void Add();
+  void Release();
+
+ private:
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  int64_t added_ = 0;
+  int64_t released_ = 0;
+};
+
 // Takes one encoded message; `last` if none follows. False if the caller has gone.
 using BlockSink = absl::FunctionRef<bool(const grpc::ByteBuffer& message, bool last)>;
 
 // Sends a selection as infllm.v1.SelectResponse messages of about wire::kTargetMessageBytes.
 //   CANCELLED  the caller has gone
 absl::Status SendSelection(memstore::ContextId context, int32_t layer,
-                           memstore::Selection selection, BlockSink sink);
+                           memstore::Selection selection, const std::shared_ptr<PinsInFlight>& pins,
+                           BlockSink sink);
 
 // Sends `blocks`, whose indices are `indices`, as one infllm.v1.FetchResponse.
 //   CANCELLED  the caller has gone
 absl::Status SendFetched(memstore::ContextId context, int32_t layer,
                          std::span<const int64_t> indices,
-                         std::vector<memstore::BlockHandle> blocks, bool last, BlockSink sink);
+                         std::vector<memstore::BlockHandle> blocks,
+                         const std::shared_ptr<PinsInFlight>& pins, bool last, BlockSink sink);
 
 }  // namespace infllm::services

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <mutex>
 #include <new>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -59,6 +61,30 @@ class GeometryTable {
   std::map<ContextId, memstore::Geometry> geometries_;
 };
 
+const absl::Status& StatusOf(const absl::Status& status) { return status; }
+template <typename T>
+const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
+  return result.status();
+}
+
+// How long a call waits for room in the RAM tier that payloads on their way take. Only a client
+// that has stopped reading keeps them longer.
+constexpr std::chrono::milliseconds kPatience{1000};
+
+// Makes a call to the store that needs room in the RAM tier. If there is none, it is made again
+// each time that payloads on their way to clients have freed some.
+template <typename Call>
+std::invoke_result_t<Call> WithRoom(PinsInFlight& pins, grpc::ServerContext* context, Call call) {
+  while (true) {
+    const int64_t released = pins.released();
+    auto result = call();
+    if (!absl::IsResourceExhausted(StatusOf(result)) || context->IsCancelled() ||
+        !pins.AwaitRelease(released, kPatience)) {
+      return result;
+    }
+  }
+}
+
 class MemoryStoreService final : public pb::MemoryStore::Service {
  public:
   explicit MemoryStoreService(memstore::MemoryStore& store) : store_(store) {
@@ -106,7 +132,9 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
       INFLLM_RETURN_IF_ERROR(CheckBlocks("payloads", {id, request->layer(), request->first_block()},
                                          payloads, payloads.size(), geometry.payload_bytes(),
                                          wire::AsSpan(request->crc32c())));
-      return store_.Append(id, request->layer(), request->first_block(), payloads);
+      return WithRoom(*pins_, context, [&] {
+        return store_.Append(id, request->layer(), request->first_block(), payloads);
+      });
     });
   }
 
@@ -190,7 +218,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                    }));
   }
 
-  absl::Status StreamSelection(grpc::ServerContext*, const pb::SelectRequest& request,
+  absl::Status StreamSelection(grpc::ServerContext* context, const pb::SelectRequest& request,
                                BlockSink sink) {
     const ContextId id{request.context()};
     INFLLM_ASSIGN_OR_RETURN(const kernels::Scoring scoring, wire::FromProto(request.scoring()));
@@ -201,9 +229,10 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     if (wire::QueryChecksum(id, request.layer(), select) != request.crc32c()) {
       return Damaged("query", {id, request.layer()});
     }
-    INFLLM_ASSIGN_OR_RETURN(memstore::Selection selection,
-                            store_.Select(id, request.layer(), select));
-    return SendSelection(id, request.layer(), std::move(selection), sink);
+    INFLLM_ASSIGN_OR_RETURN(memstore::Selection selection, WithRoom(*pins_, context, [&] {
+                              return store_.Select(id, request.layer(), select);
+                            }));
+    return SendSelection(id, request.layer(), std::move(selection), pins_, sink);
   }
 
   absl::Status StreamBlocks(grpc::ServerContext* context, const pb::FetchRequest& request,
@@ -220,10 +249,11 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
       const std::span<const int64_t> now = rest.first(std::min(step, rest.size()));
       rest = rest.subspan(now.size());
       if (context->IsCancelled()) return error::CallerGone();
-      INFLLM_ASSIGN_OR_RETURN(std::vector<memstore::BlockHandle> blocks,
-                              store_.Fetch(id, request.layer(), now));
+      INFLLM_ASSIGN_OR_RETURN(
+          std::vector<memstore::BlockHandle> blocks,
+          WithRoom(*pins_, context, [&] { return store_.Fetch(id, request.layer(), now); }));
       INFLLM_RETURN_IF_ERROR(
-          SendFetched(id, request.layer(), now, std::move(blocks), rest.empty(), sink));
+          SendFetched(id, request.layer(), now, std::move(blocks), pins_, rest.empty(), sink));
     } while (!rest.empty());
     return absl::OkStatus();
   }
@@ -259,6 +289,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
 
   memstore::MemoryStore& store_;
   GeometryTable geometries_;
+  const std::shared_ptr<PinsInFlight> pins_ = std::make_shared<PinsInFlight>();
   std::atomic<int64_t> damaged_arrivals_{0};
 };
 

@@ -77,8 +77,8 @@ class RemoteStore final : public memstore::MemoryStore {
                       std::span<const std::byte> payloads) override {
     INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
     pb::AppendRequest request;
-    return SendBlocks(request, {context, layer, first_block}, payloads, geometry.payload_bytes(),
-                      [&](std::span<const std::byte> part) {
+    return SendBlocks(request, {context, layer, first_block}, "payloads", payloads,
+                      geometry.payload_bytes(), [&](std::span<const std::byte> part) {
                         request.set_payloads(part.data(), part.size());
                         pb::AppendResponse response;
                         return Call("Append", &pb::MemoryStore::Stub::Append, request, &response);
@@ -89,14 +89,12 @@ class RemoteStore final : public memstore::MemoryStore {
                        std::span<const float> representatives) override {
     INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
     pb::PublishRequest request;
-    return SendBlocks(
-        request, {context, layer, first_block}, std::as_bytes(representatives),
-        geometry.representative_floats() * sizeof(float), [&](std::span<const std::byte> part) {
-          const auto* floats = reinterpret_cast<const float*>(part.data());
-          request.mutable_representatives()->Assign(floats, floats + part.size() / sizeof(float));
-          pb::PublishResponse response;
-          return Call("Publish", &pb::MemoryStore::Stub::Publish, request, &response);
-        });
+    return SendBlocks(request, {context, layer, first_block}, "representatives", representatives,
+                      geometry.representative_floats(), [&](std::span<const float> part) {
+                        request.mutable_representatives()->Assign(part.begin(), part.end());
+                        pb::PublishResponse response;
+                        return Call("Publish", &pb::MemoryStore::Stub::Publish, request, &response);
+                      });
   }
 
   absl::StatusOr<memstore::Selection> Select(ContextId context, int32_t layer,
@@ -249,26 +247,27 @@ class RemoteStore final : public memstore::MemoryStore {
     return ToStatus(name, reader->Finish());
   }
 
-  // Sends `content` in requests of about wire::kTargetMessageBytes. `send` adds its part of the
-  // content to `request`, which has all other fields already, and makes the call.
-  template <typename Request>
-  absl::Status SendBlocks(Request& request, wire::BlockPlace place,
-                          std::span<const std::byte> content, size_t block_bytes,
-                          absl::FunctionRef<absl::Status(std::span<const std::byte>)> send) {
-    if (content.size() % block_bytes != 0) {
-      return error::NotWholeBlocks("the data", static_cast<int64_t>(content.size()),
-                                   static_cast<int64_t>(block_bytes));
+  // Sends `content`, blocks of `block_elements`, in requests of about wire::kTargetMessageBytes.
+  // `send` adds its part of the content to `request`, which has all else, and makes the call.
+  template <typename Request, typename Element, typename Send>
+  absl::Status SendBlocks(Request& request, wire::BlockPlace place, std::string_view field,
+                          std::span<const Element> content, size_t block_elements, Send send) {
+    if (content.size() % block_elements != 0) {
+      return error::NotWholeBlocks(field, static_cast<int64_t>(content.size()),
+                                   static_cast<int64_t>(block_elements));
     }
     request.set_context(static_cast<uint64_t>(place.context));
     request.set_layer(place.layer);
-    const size_t step = static_cast<size_t>(wire::BlocksPerMessage(block_bytes)) * block_bytes;
+    const auto blocks = wire::BlocksPerMessage(block_elements * sizeof(Element));
+    const size_t step = static_cast<size_t>(blocks) * block_elements;
     do {
-      const std::span<const std::byte> part = content.first(std::min(step, content.size()));
+      const std::span<const Element> part = content.first(std::min(step, content.size()));
       content = content.subspan(part.size());
       request.set_first_block(place.index);
       request.clear_crc32c();
-      for (size_t begin = 0; begin < part.size(); begin += block_bytes) {
-        request.add_crc32c(wire::BlockChecksum(place, part.subspan(begin, block_bytes)));
+      for (size_t begin = 0; begin < part.size(); begin += block_elements) {
+        request.add_crc32c(
+            wire::BlockChecksum(place, std::as_bytes(part.subspan(begin, block_elements))));
         place.index = wire::Later(place.index, 1);
       }
       INFLLM_RETURN_IF_ERROR(send(part));

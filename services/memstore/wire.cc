@@ -112,8 +112,13 @@ absl::StatusOr<kernels::Scoring> FromProto(infllm::v1::Scoring proto) {
 }
 
 infllm::v1::Scoring ToProto(kernels::Scoring scoring) {
-  return scoring == kernels::Scoring::kMean ? infllm::v1::SCORING_MEAN
-                                            : infllm::v1::SCORING_HEAD_VOTE;
+  switch (scoring) {
+    case kernels::Scoring::kMean:
+      return infllm::v1::SCORING_MEAN;
+    case kernels::Scoring::kHeadVote:
+      return infllm::v1::SCORING_HEAD_VOTE;
+  }
+  return infllm::v1::SCORING_UNSPECIFIED;  // for the store to refuse
 }
 
 memstore::StoreStats FromProto(const infllm::v1::StatsResponse& proto) {

@@ -33,6 +33,8 @@ std::string Text(const std::vector<std::byte>& bytes) {
   return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
+std::shared_ptr<PinsInFlight> NewPins() { return std::make_shared<PinsInFlight>(); }
+
 // What protobuf makes of the messages that are sent.
 template <typename Message>
 struct Collector {
@@ -65,7 +67,7 @@ TEST(SendSelectionTest, IsTheProtobufMessage) {
     if (size > 0) selection.blocks.back().block = OwnedBlock(payloads.back());
   }
   Collector<pb::SelectResponse> sent;
-  ASSERT_OK(SendSelection(kContext, kLayer, std::move(selection), sent.sink));
+  ASSERT_OK(SendSelection(kContext, kLayer, std::move(selection), NewPins(), sent.sink));
   ASSERT_EQ(sent.messages.size(), 1u);
   EXPECT_TRUE(sent.finished);
   const pb::SelectResponse& message = sent.messages[0];
@@ -85,7 +87,7 @@ TEST(SendSelectionTest, IsTheProtobufMessage) {
 
 TEST(SendSelectionTest, AnEmptySelectionIsOneMessage) {
   Collector<pb::SelectResponse> sent;
-  ASSERT_OK(SendSelection(kContext, kLayer, memstore::Selection(), sent.sink));
+  ASSERT_OK(SendSelection(kContext, kLayer, memstore::Selection(), NewPins(), sent.sink));
   ASSERT_EQ(sent.messages.size(), 1u);
   EXPECT_TRUE(sent.finished);
   EXPECT_EQ(sent.messages[0].total_blocks(), 0);
@@ -99,7 +101,7 @@ TEST(SendSelectionTest, SplitsAtTheTargetSizeAndSendsLargerBlocksAlone) {
                                 .block = OwnedBlock(RandomBytes(size, 1))});
   }
   Collector<pb::SelectResponse> sent;
-  ASSERT_OK(SendSelection(kContext, kLayer, std::move(selection), sent.sink));
+  ASSERT_OK(SendSelection(kContext, kLayer, std::move(selection), NewPins(), sent.sink));
   std::vector<int> sizes;
   for (const pb::SelectResponse& message : sent.messages) {
     EXPECT_EQ(message.total_blocks(), 5);
@@ -117,12 +119,14 @@ TEST(SendSelectionTest, StopsWhenTheCallerHasGoneAndReleasesItsPins) {
     const std::shared_ptr<const void> pin(bytes.data(), [&](const void*) { ++released; });
     selection.blocks.push_back({.index = i, .block = memstore::BlockHandle(bytes, pin)});
   }
+  const auto pins = NewPins();
   int messages = 0;
-  EXPECT_THAT(SendSelection(kContext, kLayer, std::move(selection),
+  EXPECT_THAT(SendSelection(kContext, kLayer, std::move(selection), pins,
                             [&](const grpc::ByteBuffer&, bool) { return ++messages < 2; }),
               StatusIs(absl::StatusCode::kCancelled));
   EXPECT_EQ(messages, 2);
   EXPECT_EQ(released, 3);
+  EXPECT_EQ(pins->released(), 2);  // the third was never on its way
 }
 
 TEST(SendFetchedTest, IsTheProtobufMessageAndPinsUntilItIsSent) {
@@ -136,14 +140,19 @@ TEST(SendFetchedTest, IsTheProtobufMessageAndPinsUntilItIsSent) {
   const std::vector<int64_t> indices = {9, 4};
   Collector<pb::FetchResponse> sent;
   grpc::ByteBuffer kept;
-  ASSERT_OK(SendFetched(kContext, kLayer, indices, std::move(blocks), true,
+  const auto pins = NewPins();
+  ASSERT_OK(SendFetched(kContext, kLayer, indices, std::move(blocks), pins, true,
                         [&](const grpc::ByteBuffer& message, bool last) {
                           kept = message;
                           return sent.Take(message, last);
                         }));
   EXPECT_EQ(released, 0);
+  EXPECT_EQ(pins->released(), 0);
+  EXPECT_FALSE(pins->AwaitRelease(0, std::chrono::milliseconds(0)));
   kept.Clear();
   EXPECT_EQ(released, 2);
+  EXPECT_TRUE(pins->AwaitRelease(0, std::chrono::milliseconds(0)));
+  EXPECT_FALSE(pins->AwaitRelease(2, std::chrono::hours(1))) << "nothing to wait for";
   ASSERT_EQ(sent.messages.size(), 1u);
   ASSERT_EQ(sent.messages[0].blocks_size(), 2);
   for (int i = 0; i < 2; ++i) {
