@@ -44,7 +44,7 @@ struct Entry {
 class HeaderReader : public nlohmann::json_sax<Json> {
  public:
   const absl::Status& status() const { return status_; }
-  std::map<std::string, Entry>& entries() { return entries_; }
+  const std::map<std::string, Entry>& entries() const { return entries_; }
 
   bool start_object(size_t) override {
     switch (at_) {
@@ -71,22 +71,22 @@ class HeaderReader : public nlohmann::json_sax<Json> {
           at_ = At::kMetadata;
           return true;
         }
-        name_ = key;
-        entry_ = Entry();
+        current_ = entries_.try_emplace(key).first;
         at_ = At::kEntry;
-        return !entries_.contains(key) || Fail("tensor ", Quote(key), " occurs twice");
+        // A name that was there before has its fields.
+        return !entry().dtype.has_value() || Fail("tensor ", Quote(key), " occurs twice");
       case At::kFields:
         at_ = key == "dtype"          ? At::kDType
               : key == "shape"        ? At::kShape
               : key == "data_offsets" ? At::kOffsets
                                       : At::kFields;
         if (at_ == At::kFields) {
-          return Fail("tensor ", Quote(name_), " has an unknown field ", Quote(key));
+          return Fail("tensor ", Quote(current_->first), " has an unknown field ", Quote(key));
         }
-        if ((at_ == At::kDType && entry_.dtype.has_value()) ||
-            (at_ == At::kShape && entry_.shape.has_value()) ||
-            (at_ == At::kOffsets && entry_.offsets.has_value())) {
-          return Fail("tensor ", Quote(name_), " has two fields ", Quote(key));
+        if ((at_ == At::kDType && entry().dtype.has_value()) ||
+            (at_ == At::kShape && entry().shape.has_value()) ||
+            (at_ == At::kOffsets && entry().offsets.has_value())) {
+          return Fail("tensor ", Quote(current_->first), " has two fields ", Quote(key));
         }
         return true;
       default:  // kMetadataFields: nothing else contains objects
@@ -97,12 +97,11 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
   bool end_object() override {
     if (at_ == At::kFields) {
-      const char* missing = !entry_.dtype.has_value()     ? "dtype"
-                            : !entry_.shape.has_value()   ? "shape"
-                            : !entry_.offsets.has_value() ? "data_offsets"
-                                                          : nullptr;
-      if (missing != nullptr) return Fail("tensor ", Quote(name_), " has no ", missing);
-      entries_.emplace(std::move(name_), std::move(entry_));
+      const char* missing = !entry().dtype.has_value()     ? "dtype"
+                            : !entry().shape.has_value()   ? "shape"
+                            : !entry().offsets.has_value() ? "data_offsets"
+                                                           : nullptr;
+      if (missing != nullptr) return Fail("tensor ", Quote(current_->first), " has no ", missing);
     }
     at_ = At::kNames;
     return true;
@@ -110,9 +109,9 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
   bool start_array(size_t) override {
     if (at_ == At::kShape && !in_array_) {
-      entry_.shape.emplace();
+      entry().shape.emplace();
     } else if (at_ == At::kOffsets && !in_array_) {
-      entry_.offsets.emplace();
+      entry().offsets.emplace();
     } else {
       return Unexpected("an array");
     }
@@ -121,8 +120,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   }
 
   bool end_array() override {
-    if (at_ == At::kOffsets && entry_.offsets->size() != 2) {
-      return Fail("tensor ", Quote(name_), " has ", entry_.offsets->size(),
+    if (at_ == At::kOffsets && entry().offsets->size() != 2) {
+      return Fail("tensor ", Quote(current_->first), " has ", entry().offsets->size(),
                   " data_offsets instead of 2");
     }
     in_array_ = false;
@@ -132,9 +131,10 @@ class HeaderReader : public nlohmann::json_sax<Json> {
 
   bool number_unsigned(number_unsigned_t value) override {
     if (!in_array_) return Unexpected("a number");
-    std::vector<uint64_t>& list = at_ == At::kShape ? *entry_.shape : *entry_.offsets;
+    std::vector<uint64_t>& list = at_ == At::kShape ? *entry().shape : *entry().offsets;
     if (list.size() == kMaxRank) {
-      return Fail("tensor ", Quote(name_), " has a list of more than ", kMaxRank, " numbers");
+      return Fail("tensor ", Quote(current_->first), " has a list of more than ", kMaxRank,
+                  " numbers");
     }
     list.push_back(value);
     return true;
@@ -143,7 +143,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   bool string(string_t& value) override {
     if (at_ == At::kMetadataFields) return true;
     if (at_ != At::kDType) return Unexpected("a string");
-    entry_.dtype = std::move(value);
+    entry().dtype = std::move(value);
     at_ = At::kFields;
     return true;
   }
@@ -172,6 +172,8 @@ class HeaderReader : public nlohmann::json_sax<Json> {
     kMetadataFields,  // in it
   };
 
+  Entry& entry() { return current_->second; }
+
   template <typename... Parts>
   bool Fail(const Parts&... parts) {
     status_ = absl::InvalidArgumentError(absl::StrCat(parts...));
@@ -188,7 +190,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
       case At::kMetadataFields:
         return Fail("__metadata__ holds ", found, ", but may hold strings only");
       default:
-        return Fail("tensor ", Quote(name_), " has ", found,
+        return Fail("tensor ", Quote(current_->first), " has ", found,
                     at_ == At::kEntry   ? " instead of an object"
                     : at_ == At::kDType ? " instead of a string as dtype"
                     : at_ == At::kShape
@@ -203,8 +205,7 @@ class HeaderReader : public nlohmann::json_sax<Json> {
   At at_ = At::kStart;
   bool in_array_ = false;
   bool has_metadata_ = false;
-  std::string name_;
-  Entry entry_;
+  std::map<std::string, Entry>::iterator current_;  // valid from kEntry to kOffsets
 };
 
 std::optional<kernels::DType> ReadDType(std::string_view name) {
@@ -252,17 +253,17 @@ absl::StatusOr<TensorView> MakeView(const std::string& name, const Entry& entry,
 // Every byte belongs to exactly one tensor.
 absl::Status CheckCover(const std::map<std::string, TensorView>& tensors,
                         std::span<const std::byte> data) {
-  std::vector<std::tuple<size_t, size_t, const std::string*>> ranges;
+  std::vector<std::tuple<size_t, size_t, std::string_view>> ranges;
   for (const auto& [name, tensor] : tensors) {
     const size_t begin = static_cast<size_t>(tensor.data.data() - data.data());
-    ranges.emplace_back(begin, begin + tensor.data.size(), &name);
+    ranges.emplace_back(begin, begin + tensor.data.size(), name);
   }
   std::sort(ranges.begin(), ranges.end());
   size_t covered = 0;
   for (const auto& [begin, end, name] : ranges) {
     if (begin != covered) {
       return absl::InvalidArgumentError(
-          absl::StrCat("tensor ", Quote(*name), " begins at offset ", begin,
+          absl::StrCat("tensor ", Quote(name), " begins at offset ", begin,
                        begin < covered ? ", inside another tensor that ends at "
                                        : ", which leaves a gap after offset ",
                        covered));

@@ -255,26 +255,28 @@ void EmbeddingTable::EmbedRow(int32_t token, float* out) const {
   ToFloat(rows_.data.data() + static_cast<size_t>(token) * row_bytes, rows_.dtype, width, out);
 }
 
-int64_t DecoderWeightBytes(const ModelConfig& config, DType compute) {
+int64_t DecoderWeightBytes(const ModelConfig& config, DType stored) {
   const Widths w(config);
   const int64_t matrices = w.hidden * (w.q + 2 * w.kv) + w.q * w.hidden + 3 * w.hidden * w.mlp;
   const int64_t vectors = 2 * w.hidden + (config.qkv_bias ? w.q + 2 * w.kv : 0);
-  const int64_t element = static_cast<int64_t>(kernels::SizeOf(compute));
+  const int64_t element = static_cast<int64_t>(kernels::SizeOf(stored));
   return config.layers * (matrices * element + vectors * 4) +
          config.vocab_size * w.hidden * element + w.hidden * 4;
 }
 
-absl::Status CheckWeightsFit(int64_t weight_bytes, int64_t available, DType compute) {
+absl::Status CheckWeightsFit(int64_t weight_bytes, int64_t available, DType stored) {
   const int64_t needed = weight_bytes + weight_bytes / kPaddingShare;
   if (needed <= available) return absl::OkStatus();
   const auto gib = [](int64_t bytes) {
     return absl::StrFormat("%.2f GiB", static_cast<double>(bytes) / (1 << 30));
   };
   return absl::ResourceExhaustedError(absl::StrCat(
-      "the weights need ", gib(needed), " of memory as ", std::string(kernels::Name(compute)),
+      "the weights need ", gib(needed), " of memory as ", std::string(kernels::Name(stored)),
       ", but only ", gib(available),
       " are available; free memory, raise the container's limit, or use a smaller model",
-      compute == DType::kF32 ? absl::StrCat(" or bf16 weights (", gib(needed / 2), ")") : ""));
+      stored == DType::kF32
+          ? absl::StrCat(", or bf16 on a device that computes in it (", gib(needed / 2), ")")
+          : ""));
 }
 
 absl::StatusOr<std::unique_ptr<DecoderWeights>> LoadDecoderWeights(const ModelConfig& config,
@@ -284,8 +286,10 @@ absl::StatusOr<std::unique_ptr<DecoderWeights>> LoadDecoderWeights(const ModelCo
   INFLLM_RETURN_IF_ERROR(CheckTensors(config, files));
   if (backend.host_accessible()) {  // other memory is the backend's to account for
     if (const std::optional<int64_t> available = AvailableMemoryBytes(); available.has_value()) {
+      // Devices without bf16 arithmetic keep rounded weights in fp32.
+      const DType stored = backend.preferred_dtype() == DType::kBF16 ? compute : DType::kF32;
       INFLLM_RETURN_IF_ERROR(
-          CheckWeightsFit(DecoderWeightBytes(config, compute), *available, compute));
+          CheckWeightsFit(DecoderWeightBytes(config, stored), *available, stored));
     }
   }
   return Loader(config, files, backend, compute).Load();

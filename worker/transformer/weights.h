@@ -48,13 +48,13 @@ struct DecoderWeights {
   int64_t packed_bytes = 0;                        // of all of the above but the embedding
 };
 
-// Device memory that the weights of such a model take in `compute` dtype, without the padding of a
-// backend's layout.
-int64_t DecoderWeightBytes(const ModelConfig& config, kernels::DType compute);
+// Device memory that the weights of such a model take if matrices are stored as `stored`, without
+// the padding of a backend's layout.
+int64_t DecoderWeightBytes(const ModelConfig& config, kernels::DType stored);
 
 // OK if so many bytes of weights, and some padding, fit into `available`; otherwise
 // RESOURCE_EXHAUSTED with both in GiB and what to do.
-absl::Status CheckWeightsFit(int64_t weight_bytes, int64_t available, kernels::DType compute);
+absl::Status CheckWeightsFit(int64_t weight_bytes, int64_t available, kernels::DType stored);
 
 // Packs all weights of a model for `backend`, in `compute` dtype (kF32 or kBF16).
 //   INVALID_ARGUMENT    tensors that the model needs are missing or have another shape, or the
