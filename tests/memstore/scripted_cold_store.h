@@ -1,0 +1,60 @@
+// A ColdStore that fails, damages and waits on command, and tells what reached it.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "memstore/cold_store.h"
+
+namespace infllm::memstore {
+
+// The tester's end: shared by the test and the store that owns the ColdStore.
+class ColdScript {
+ public:
+  // A store over this script. `inner` keeps the bytes.
+  static std::unique_ptr<ColdStore> Open(std::shared_ptr<ColdScript> script,
+                                         std::unique_ptr<ColdStore> inner = NewFakeColdStore());
+
+  // From now on; OK ends it.
+  void FailPuts(absl::Status status);
+  void FailGets(absl::Status status);
+  // Inverts one bit of byte `offset` of every value that is read; -1 ends it.
+  void FlipReadByte(int64_t offset);
+  // Stores only that many bytes of every value; -1 ends it.
+  void TruncatePuts(int64_t bytes);
+
+  // Puts wait between these two.
+  void HoldPuts();
+  void ReleasePuts();
+  void WaitForHeldPut();
+
+  // Keys with a value now, and until there are `count` of them.
+  size_t keys() const;
+  void WaitForKeys(size_t count);
+  // How often each key has been written, and the bytes of each Put.
+  std::map<std::string, int> writes() const;
+  std::vector<size_t> put_bytes() const;
+
+ private:
+  class Store;
+
+  mutable std::mutex mu_;
+  std::condition_variable changed_;
+  absl::Status put_status_;
+  absl::Status get_status_;
+  int64_t flip_ = -1;
+  int64_t truncate_ = -1;
+  bool hold_ = false;
+  int held_ = 0;
+  std::map<std::string, int> writes_;
+  std::set<std::string> live_;
+  std::vector<size_t> put_bytes_;
+};
+
+}  // namespace infllm::memstore

@@ -1,0 +1,70 @@
+// Blocks whose bytes say which they are.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <span>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "memstore/memory_store.h"
+
+namespace infllm::memstore {
+
+// One page per payload: 2 * 2 * 32 * 8 * 4 bytes.
+inline constexpr Geometry kGeometry = {
+    .layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 8, .block_tokens = 32};
+inline constexpr int64_t kPayloadBytes = 4096;
+
+inline ContextOptions Options() {
+  return {.tenant = "tenant", .model = {.hi = 0x0123456789abcdef, .lo = 42}, .geometry = kGeometry};
+}
+
+inline uint64_t SplitMix(uint64_t& state) {
+  uint64_t x = state += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+// `count` payloads of one layer, back to back. `flavour` tells contexts apart.
+inline std::vector<std::byte> Payloads(int64_t layer, int64_t first, int64_t count = 1,
+                                       int64_t flavour = 0, const Geometry& geometry = kGeometry) {
+  const size_t words = geometry.payload_bytes() / 8;
+  std::vector<uint64_t> all;
+  for (int64_t block = first; block < first + count; ++block) {
+    uint64_t state = static_cast<uint64_t>((flavour * 1000 + layer) * 1'000'000 + block);
+    for (size_t i = 0; i < words; ++i) all.push_back(SplitMix(state));
+  }
+  const auto bytes = std::as_bytes(std::span(all));
+  return {bytes.begin(), bytes.end()};
+}
+
+// `count` representatives of small whole numbers: scores are exact in any order of summation.
+inline std::vector<float> Representatives(int64_t layer, int64_t first, int64_t count = 1,
+                                          int64_t flavour = 0,
+                                          const Geometry& geometry = kGeometry) {
+  std::vector<float> all;
+  for (int64_t block = first; block < first + count; ++block) {
+    uint64_t state = static_cast<uint64_t>((flavour * 1000 + layer) * 7'000'000 + block);
+    for (size_t i = 0; i < geometry.representative_floats(); ++i) {
+      all.push_back(static_cast<float>(static_cast<int64_t>(SplitMix(state) % 17) - 8));
+    }
+  }
+  return all;
+}
+
+inline std::vector<float> Query(int64_t seed, const Geometry& geometry = kGeometry) {
+  return Representatives(/*layer=*/99, seed, 1, 0, geometry);
+}
+
+inline std::vector<std::byte> Bytes(const BlockHandle& handle) {
+  return {handle.payload().begin(), handle.payload().end()};
+}
+
+inline kernels::Backend& TestBackend() {
+  static const auto backend = kernels::NewReferenceBackend();
+  return *backend;
+}
+
+}  // namespace infllm::memstore
