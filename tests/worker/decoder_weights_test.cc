@@ -3,9 +3,11 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -134,6 +136,32 @@ TEST_P(LoadFixtureTest, PackedBytesAreWhatTheEstimateSays) {
   EXPECT_EQ(weights->packed_bytes, DecoderWeightBytes(config_, DType::kF32));
 }
 
+TEST_P(LoadFixtureTest, AnUnalignedFileGivesTheSameWeights) {
+  if (!std::filesystem::exists(directory_ + "/model.safetensors")) return;  // in shards
+  // One more space after the header moves all data to odd addresses.
+  std::ifstream stream(directory_ + "/model.safetensors", std::ios::binary);
+  std::string file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, file.data(), sizeof(header_bytes));
+  file.insert(8 + header_bytes, " ");
+  ++header_bytes;
+  std::memcpy(file.data(), &header_bytes, sizeof(header_bytes));
+  const TempDir dir;
+  dir.Write("model.safetensors", file);
+  ASSERT_OK_AND_ASSIGN(const auto moved_files, ModelFiles::Open(dir.path()));
+  ASSERT_OK_AND_ASSIGN(const auto moved,
+                       LoadDecoderWeights(config_, *moved_files, *backend_, DType::kF32));
+  ASSERT_OK_AND_ASSIGN(const auto weights,
+                       LoadDecoderWeights(config_, *files_, *backend_, DType::kF32));
+  EXPECT_EQ(Unpack(*backend_, *moved->lm_head), Unpack(*backend_, *weights->lm_head));
+  EXPECT_EQ(Unpack(*backend_, *moved->layers[0].qkv), Unpack(*backend_, *weights->layers[0].qkv));
+  EXPECT_EQ(Values(moved->final_norm), Values(weights->final_norm));
+  std::vector<float> moved_row(static_cast<size_t>(config_.hidden_size)), row = moved_row;
+  moved->embedding.EmbedRow(5, moved_row.data());
+  weights->embedding.EmbedRow(5, row.data());
+  EXPECT_EQ(moved_row, row);
+}
+
 INSTANTIATE_TEST_SUITE_P(Models, LoadFixtureTest,
                          ::testing::Values("stories260K", "paged-infer", "tiny-llama",
                                            "tiny-mistral", "tiny-qwen2"),
@@ -174,8 +202,8 @@ class MadeModelTest : public ::testing::Test {
     }
   }
 
-  // `padding` spaces after the header move all data. Large files are sparse.
-  absl::Status Load(size_t padding = 0) {
+  // Large files are sparse.
+  absl::Status Load() {
     nlohmann::json header = nlohmann::json::object();
     int64_t end = 0;
     for (const auto& [name, shape] : tensors_) {
@@ -185,7 +213,7 @@ class MadeModelTest : public ::testing::Test {
       end += bytes;
     }
     std::string text = header.dump();
-    text.resize((text.size() + 7) / 8 * 8 + padding, ' ');
+    text.resize((text.size() + 7) / 8 * 8, ' ');
     const uint64_t size = text.size();
     const std::string path = dir_.file("model.safetensors");
     std::ofstream(path, std::ios::binary)
@@ -205,10 +233,6 @@ class MadeModelTest : public ::testing::Test {
 };
 
 TEST_F(MadeModelTest, LoadsAsItIs) { EXPECT_OK(Load()); }
-
-TEST_F(MadeModelTest, LoadsFromUnalignedFiles) {
-  for (size_t padding = 1; padding < 4; ++padding) EXPECT_OK(Load(padding));
-}
 
 TEST_F(MadeModelTest, MissingTensorsAreNamed) {
   tensors_.erase("lm_head.weight");
