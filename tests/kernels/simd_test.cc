@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -92,9 +93,10 @@ TEST_P(SimdTest, Bf16RoundsAsTheScalarTypeDoesAndComesBackExactly) {
 
 TEST_P(SimdTest, PartialLoadsAndStoresTouchTheFirstLanesOnly) {
   for (int n = 0; n <= lanes_; ++n) {
-    std::vector<float> in(n), out(2 * lanes_, -1.0f);  // a read past n is past the allocation
+    const auto in = std::make_unique<float[]>(n);  // a read past n is past the allocation
+    std::vector<float> out(2 * lanes_, -1.0f);
     for (int i = 0; i < n; ++i) in[i] = static_cast<float>(i + 1);
-    simd_.copy_partial(in.data(), out.data(), n);
+    simd_.copy_partial(in.get(), out.data(), n);
     for (int i = 0; i < lanes_; ++i) {
       EXPECT_EQ(out[i], i < n ? i + 1 : 0);
       EXPECT_EQ(out[lanes_ + i], i < n ? i + 1 : -1);
