@@ -70,6 +70,8 @@ absl::Status OutOfMemory() {
       "the server has no memory left for this call; lower --ram-bytes or send smaller requests");
 }
 
+absl::Status Stopping() { return absl::UnavailableError("the server is stopping"); }
+
 absl::Status BadAnswer(std::string_view store, const Place& place, std::string_view what) {
   return absl::DataLossError(absl::StrCat("the answer of the memory store at ", ToAbsl(store),
                                           " about ", Describe(place),

@@ -39,6 +39,7 @@ absl::Status ArrivedDamaged(std::string_view what, const Place& place);
 // The caller has gone or its deadline has passed: nobody would read the answer.
 absl::Status CallerGone();
 absl::Status OutOfMemory();
+absl::Status Stopping();
 
 // What a client of a remote store tells its own caller.
 // The answer contradicts itself or the question; nothing of it is used.

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/cleanup/cleanup.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/errors.h"
@@ -25,17 +26,6 @@ namespace {
 
 namespace pb = infllm::v1;
 using memstore::ContextId;
-
-// What every call shares: nobody is served who has gone, and no exception leaves.
-template <typename Call>
-grpc::Status Run(grpc::ServerContext* context, Call&& call) {
-  if (context->IsCancelled()) return ToGrpcStatus(error::CallerGone());
-  try {
-    return ToGrpcStatus(call());
-  } catch (const std::bad_alloc&) {
-    return ToGrpcStatus(error::OutOfMemory());
-  }
-}
 
 // The geometries of the contexts made through this service, so that a message can be judged before
 // its payloads are touched. Thread-safe.
@@ -87,7 +77,7 @@ std::invoke_result_t<Call> WithRoom(PinsInFlight& pins, grpc::ServerContext* con
 
 class MemoryStoreService final : public pb::MemoryStore::Service {
  public:
-  explicit MemoryStoreService(memstore::MemoryStore& store) : store_(store) {
+  MemoryStoreService(memstore::MemoryStore& store, CallGate& gate) : store_(store), gate_(gate) {
     StreamRaw<pb::SelectRequest>("Select", &MemoryStoreService::StreamSelection);
     StreamRaw<pb::FetchRequest>("Fetch", &MemoryStoreService::StreamBlocks);
   }
@@ -190,6 +180,20 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   }
 
  private:
+  // What every call shares: nobody is served who has gone or comes too late, and no exception
+  // leaves.
+  template <typename Call>
+  grpc::Status Run(grpc::ServerContext* context, Call&& call) {
+    if (context->IsCancelled()) return ToGrpcStatus(error::CallerGone());
+    if (!gate_.Enter()) return ToGrpcStatus(error::Stopping());
+    const absl::Cleanup leave = [this] { gate_.Leave(); };
+    try {
+      return ToGrpcStatus(call());
+    } catch (const std::bad_alloc&) {
+      return ToGrpcStatus(error::OutOfMemory());
+    }
+  }
+
   // Lets a server-streaming call answer with ready-made bytes of its response message instead of
   // protobuf objects, which would copy every payload twice.
   template <typename Request>
@@ -288,6 +292,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   }
 
   memstore::MemoryStore& store_;
+  CallGate& gate_;
   GeometryTable geometries_;
   const std::shared_ptr<PinsInFlight> pins_ = std::make_shared<PinsInFlight>();
   std::atomic<int64_t> damaged_arrivals_{0};
@@ -295,8 +300,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> NewMemoryStoreService(memstore::MemoryStore& store) {
-  return std::make_unique<MemoryStoreService>(store);
+std::unique_ptr<grpc::Service> NewMemoryStoreService(memstore::MemoryStore& store, CallGate& gate) {
+  return std::make_unique<MemoryStoreService>(store, gate);
 }
 
 }  // namespace infllm::services

@@ -8,6 +8,7 @@
 #include <grpcpp/server_builder.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -24,10 +25,14 @@ namespace {
 // exhausting the machine's threads.
 constexpr int kMaxThreads = 512;
 
+// How long the last answers may take to leave, and idle clients to close their connections.
+constexpr absl::Duration kFlush = absl::Milliseconds(500);
+
 }  // namespace
 
 struct MemstoreServer::Impl {
   Endpoint endpoint;
+  CallGate gate;
   std::unique_ptr<grpc::Service> service;
   std::unique_ptr<grpc::Server> server;
 };
@@ -41,7 +46,7 @@ absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
 
   auto impl = std::make_unique<Impl>();
   impl->endpoint = listen;
-  impl->service = NewMemoryStoreService(store);
+  impl->service = NewMemoryStoreService(store, impl->gate);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port);
@@ -70,7 +75,8 @@ const Endpoint& MemstoreServer::endpoint() const { return impl_->endpoint; }
 void MemstoreServer::Shutdown(absl::Duration grace) {
   if (impl_->server == nullptr) return;
   impl_->server->GetHealthCheckService()->Shutdown();
-  impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+  impl_->gate.Close(grace);
+  impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + std::min(grace, kFlush)));
   impl_->server->Wait();
   impl_->server.reset();
 }

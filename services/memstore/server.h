@@ -23,8 +23,8 @@ class MemstoreServer {
   // Where it listens; a port of 0 has become the one that was picked.
   const Endpoint& endpoint() const;
 
-  // Reports itself unhealthy, takes no new calls, and returns when the running ones have ended;
-  // those that have not after `grace` are cancelled. The file of a Unix socket goes.
+  // Reports itself unhealthy, takes no new calls, and returns soon after the running ones have
+  // ended; those that have not after `grace` are cancelled. The file of a Unix socket goes.
   void Shutdown(absl::Duration grace);
 
  private:

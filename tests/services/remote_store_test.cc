@@ -16,6 +16,7 @@
 #include <cstring>
 #include <future>
 #include <latch>
+#include <mutex>
 #include <numeric>
 #include <thread>
 
@@ -192,7 +193,7 @@ TEST_F(RemoteStoreTest, SlowCallEndsAtItsTimeout) {
   EXPECT_THAT(store->Fetch(kContext, 0, blocks),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("Fetch within 0.1 s")));
   finish.count_down();
-  server_->Shutdown(absl::InfiniteDuration());  // the handler uses `finish`
+  server_->Shutdown(absl::Minutes(5));  // the handler uses `finish`
 }
 
 TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
@@ -290,8 +291,53 @@ TEST_F(RemoteStoreTest, FetchStopsReadingWhenTheCallerGoes) {
     context.TryCancel();
     reader->Finish();
   }
-  server_->Shutdown(absl::InfiniteDuration());  // waits for the handler
+  server_->Shutdown(absl::Minutes(5));  // waits for the handler
   EXPECT_LT(fetched, kBlocks);
+}
+
+// Payloads that are on their way keep their room in the RAM tier: whoever needs it waits.
+TEST_F(RemoteStoreTest, CallWaitsForRoomThatTransfersTake) {
+  constexpr int kSlowLayer = 0, kOtherLayer = 1;
+  const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{3});
+  // Shared with the pins: gRPC may drop the last one after the test.
+  const auto pinned = std::make_shared<std::atomic<int>>(0);
+  std::latch sending(1), refused(1);
+  std::once_flag sending_once, refused_once;
+  puppet_.fetch = [&](ContextId, int32_t layer,
+                      std::span<const int64_t> blocks) -> absl::StatusOr<PuppetStore::Blocks> {
+    if (layer == kOtherLayer && *pinned > 0) {
+      std::call_once(refused_once, [&] { refused.count_down(); });
+      return absl::ResourceExhaustedError("no room");
+    }
+    PuppetStore::Blocks handles;
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      ++*pinned;
+      handles.emplace_back(
+          payload, std::shared_ptr<const void>(&payload, [pinned](const void*) { --*pinned; }));
+    }
+    std::call_once(sending_once, [&] { sending.count_down(); });
+    return handles;
+  };
+  const auto store = Connect();
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+
+  // 128 MiB to a client that does not read: far more than any window of the transport.
+  const auto stub =
+      pb::MemoryStore::NewStub(grpc::CreateChannel(target(), grpc::InsecureChannelCredentials()));
+  pb::FetchRequest request;
+  request.set_context(static_cast<uint64_t>(kContext));
+  request.set_layer(kSlowLayer);
+  for (int i = 0; i < 256; ++i) request.add_blocks(i);
+  grpc::ClientContext context;
+  const auto slow = stub->Fetch(&context, request);
+  sending.wait();
+  auto other = std::async(std::launch::async, [&] {
+    return store->Fetch(kContext, kOtherLayer, std::vector<int64_t>{1}).status();
+  });
+  refused.wait();
+  context.TryCancel();
+  slow->Finish();
+  EXPECT_OK(other.get());
 }
 
 TEST_F(RemoteStoreTest, ContextsMadeByAnotherClientAreKnown) {

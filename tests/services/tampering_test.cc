@@ -116,7 +116,7 @@ class TamperingTest : public ::testing::Test {
       return selection;
     };
 
-    service_ = NewMemoryStoreService(puppet_);
+    service_ = NewMemoryStoreService(puppet_, gate_);
     grpc::ServerBuilder builder;
     const std::string address = "unix:" + dir_.file("s");
     builder.AddListeningPort(address, grpc::InsecureServerCredentials());
@@ -166,6 +166,7 @@ class TamperingTest : public ::testing::Test {
   const TempDir dir_;
   Tampering tampering_;
   PuppetStore puppet_;
+  CallGate gate_;
   std::atomic<int> writes_ = 0;
   std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<grpc::Server> server_;

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+
+#include "absl/time/time.h"
+
+namespace infllm::services {
+
+// Counts the calls that run and lets no new one in once it is closed. gRPC's own shutdown waits for
+// connections instead, and an idle client notices only seconds later that it should close its own.
+// Thread-safe.
+class CallGate {
+ public:
+  // Whether the call may run; Leave() then ends it.
+  bool Enter() {
+    const std::lock_guard lock(mutex_);
+    if (closed_) return false;
+    ++running_;
+    return true;
+  }
+  void Leave() {
+    const std::lock_guard lock(mutex_);
+    if (--running_ == 0) idle_.notify_all();
+  }
+  // Returns when all that run have left, or after `patience`.
+  void Close(absl::Duration patience) {
+    std::unique_lock lock(mutex_);
+    closed_ = true;
+    idle_.wait_for(lock, absl::ToChronoMilliseconds(patience), [&] { return running_ == 0; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  int running_ = 0;
+  bool closed_ = false;
+};
+
+}  // namespace infllm::services
