@@ -6,10 +6,6 @@ namespace infllm::memstore {
 
 // Base of what a LruList links. An object is in at most one list.
 class LruNode {
- public:
-  bool linked() const { return next_ != nullptr; }
-
- private:
   template <typename T>
   friend class LruList;
   LruNode* next_ = nullptr;  // towards less recently used
@@ -27,9 +23,8 @@ class LruList {
 
   bool empty() const { return ends_.next_ == &ends_; }
   int64_t bytes() const { return bytes_; }
-  // The least recently used, and the one used next after `node`; null at the end.
-  T* oldest() { return At(ends_.previous_); }
-  T* newer(T* node) { return At(static_cast<LruNode*>(node)->previous_); }
+  // The least recently used, or null.
+  T* oldest() { return empty() ? nullptr : static_cast<T*>(ends_.previous_); }
 
   void PushNewest(T* node) { Link(node, &ends_); }
   void PushOldest(T* node) { Link(node, ends_.previous_); }
@@ -42,7 +37,6 @@ class LruList {
   }
 
  private:
-  T* At(LruNode* node) { return node == &ends_ ? nullptr : static_cast<T*>(node); }
   void Link(T* item, LruNode* after) {
     LruNode* node = item;
     node->previous_ = after;

@@ -50,7 +50,8 @@ StoredBlock::StoredBlock(std::shared_ptr<TieredBlocks> tiers,
       payload_crc_(payload_crc) {}
 
 StoredBlock::~StoredBlock() {
-  const std::lock_guard lock(tiers_->mu_);
+  TieredBlocks::Lock lock(tiers_->mu_);
+  while (writing_) tiers_->WaitForProgress(lock);
   tiers_->Forget(*this);
 }
 
@@ -128,6 +129,22 @@ absl::StatusOr<std::vector<BlockHandle>> TieredBlocks::Acquire(
     INFLLM_RETURN_IF_ERROR(FinishClaims(claims, request));
   }
   return std::move(request.handles);
+}
+
+void TieredBlocks::DeleteDropped() {
+  std::vector<uint64_t> numbers;
+  {
+    const std::lock_guard lock(mu_);
+    numbers.swap(dropped_keys_);
+  }
+  if (numbers.empty() || cold_ == nullptr) return;
+  std::sort(numbers.begin(), numbers.end());  // runs of them are cheap to delete
+  std::vector<ColdKey> keys(numbers.begin(), numbers.end());
+  std::vector<std::string_view> views;
+  views.reserve(keys.size());
+  for (const ColdKey& key : keys) views.push_back(key.view());
+  // A record that stays only takes space, until its store is opened again.
+  cold_->Delete(views).IgnoreError();
 }
 
 void TieredBlocks::AddTo(StoreStats& stats) const {

@@ -30,8 +30,8 @@ struct BlockOwner {
 };
 
 // One immutable payload, wherever it is now. Shared by the contexts that have it and by its pins;
-// when the last of them goes, so do the RAM slot and the cold record. Never destroy one under
-// TieredBlocks' lock.
+// when the last of them goes, so do the RAM slot and the cold record. The destructor takes
+// TieredBlocks' lock and waits while the block is being written.
 class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public LruNode {
  public:
   StoredBlock(std::shared_ptr<TieredBlocks> tiers, std::shared_ptr<const BlockOwner> owner,
@@ -96,7 +96,7 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   absl::StatusOr<std::vector<BlockHandle>> Acquire(
       std::span<const std::shared_ptr<StoredBlock>> blocks, Use use = Use::kServe);
 
-  // Deletes the cold records of blocks that are gone. The thread does it too, later.
+  // Deletes the cold records of blocks that are gone by now.
   void DeleteDropped();
 
   // Fills in the fields about payloads.
@@ -105,7 +105,6 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
  private:
   friend class StoredBlock;
   using Lock = std::unique_lock<std::mutex>;
-  using Refs = std::vector<std::shared_ptr<StoredBlock>>;
   class Pin;
   struct Scratch {
     std::unique_ptr<std::byte[]> data;
@@ -158,9 +157,10 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   // The thread (tiered_blocks_demotion.cc).
   void Run();
   int64_t Deficit() const;  // bytes of RAM that ought to be reclaimable and are not
-  Refs PickBatch();
-  absl::Status WriteBatch(const Refs& batch);
-  void FinishBatch(const Refs& batch, uint64_t started_at, const absl::Status& status);
+  std::vector<StoredBlock*> PickBatch();
+  absl::Status WriteBatch(std::span<StoredBlock* const> batch);
+  void FinishBatch(std::span<StoredBlock* const> batch, uint64_t started_at,
+                   const absl::Status& status);
 
   const int64_t reclaimable_target_bytes_;
   mutable std::mutex mu_;

@@ -1,8 +1,8 @@
-// The thread of TieredBlocks: writes payloads to the cold tier ahead of need, and deletes records
-// that no block needs any more.
+// The thread of TieredBlocks: writes payloads to the cold tier ahead of need.
 #include <algorithm>
+#include <span>
 #include <string_view>
-#include <utility>
+#include <vector>
 
 #include "memstore/cold_key.h"
 #include "memstore/tiered_blocks.h"
@@ -27,61 +27,47 @@ void TieredBlocks::Run() {
   Lock lock(mu_);
   for (;;) {
     work_.wait(lock, [&] {
-      return stopping_ || batch_wanted_ || !dropped_keys_.empty() ||
-             (failed_batch_ == 0 && !dirty_.empty() && Deficit() > 0);
+      return stopping_ || batch_wanted_ || (failed_batch_ == 0 && !dirty_.empty() && Deficit() > 0);
     });
     if (stopping_) return;
-    if (!dropped_keys_.empty()) {
-      lock.unlock();
-      DeleteDropped();
-      lock.lock();
-      continue;
-    }
     batch_wanted_ = false;
     ++batches_started_;
     const uint64_t started_at = clock_;
-    Refs batch = PickBatch();
+    const std::vector<StoredBlock*> batch = PickBatch();
     lock.unlock();
     const absl::Status status = WriteBatch(batch);
     lock.lock();
     FinishBatch(batch, started_at, status);
-    lock.unlock();
-    batch.clear();  // the last reference may be ours, and must not go under the lock
-    lock.lock();
   }
 }
 
-// The least recently used dirty blocks. Keeps them alive, and in RAM, until FinishBatch.
-TieredBlocks::Refs TieredBlocks::PickBatch() {
+// The least recently used dirty blocks. They stay alive and in RAM until FinishBatch: a destructor
+// waits for it.
+std::vector<StoredBlock*> TieredBlocks::PickBatch() {
   const int64_t wanted = std::clamp(Deficit(), kMinBatchBytes, kMaxBatchBytes);
-  Refs batch;
-  int64_t bytes = 0;
-  for (StoredBlock* block = dirty_.oldest(); block != nullptr && bytes < wanted;) {
-    StoredBlock* const next = dirty_.newer(block);
-    // A block whose last owner is just letting go waits for our lock in its destructor.
-    if (std::shared_ptr<StoredBlock> ref = block->weak_from_this().lock(); ref != nullptr) {
-      Unlink(*block);
-      block->writing_ = true;
-      if (block->cold_key_ == 0) block->cold_key_ = next_cold_key_++;
-      oldest_writing_ = std::min(oldest_writing_, block->last_use_);
-      bytes += block->lru_bytes();
-      batch.push_back(std::move(ref));
-    }
-    block = next;
+  std::vector<StoredBlock*> batch;
+  if (!dirty_.empty()) oldest_writing_ = dirty_.oldest()->last_use_;
+  for (int64_t bytes = 0; !dirty_.empty() && bytes < wanted;) {
+    StoredBlock* const block = dirty_.oldest();
+    Unlink(*block);
+    block->writing_ = true;
+    if (block->cold_key_ == 0) block->cold_key_ = next_cold_key_++;
+    bytes += block->lru_bytes();
+    batch.push_back(block);
   }
   return batch;
 }
 
-absl::Status TieredBlocks::WriteBatch(const Refs& batch) {
+absl::Status TieredBlocks::WriteBatch(std::span<StoredBlock* const> batch) {
   if (batch.empty()) return absl::OkStatus();
   size_t bytes = 0;
-  for (const auto& block : batch) bytes += EncodedBlockBytes(block->payload_bytes());
+  for (StoredBlock* block : batch) bytes += EncodedBlockBytes(block->payload_bytes());
   if (batch_bytes_.size() < bytes) batch_bytes_.resize(bytes);
   std::vector<ColdKey> keys;
   std::vector<ColdStore::Record> records;
   keys.reserve(batch.size());  // records point into it
   std::span<std::byte> free = batch_bytes_;
-  for (const auto& block : batch) {
+  for (StoredBlock* block : batch) {
     const std::span<std::byte> encoded = free.first(EncodedBlockBytes(block->payload_bytes()));
     free = free.subspan(encoded.size());
     EncodeBlock(block->identity(), {block->slot_, block->payload_bytes()}, block->payload_crc(),
@@ -92,11 +78,12 @@ absl::Status TieredBlocks::WriteBatch(const Refs& batch) {
   return cold_->Put(records);
 }
 
-void TieredBlocks::FinishBatch(const Refs& batch, uint64_t started_at, const absl::Status& status) {
+void TieredBlocks::FinishBatch(std::span<StoredBlock* const> batch, uint64_t started_at,
+                               const absl::Status& status) {
   oldest_writing_ = UINT64_MAX;
   batch_error_ = status;
   failed_batch_ = status.ok() ? 0 : batches_started_;
-  for (const auto& block : batch) {
+  for (StoredBlock* block : batch) {
     block->writing_ = false;
     if (status.ok()) {
       block->cold_ = true;
@@ -113,27 +100,11 @@ void TieredBlocks::FinishBatch(const Refs& batch, uint64_t started_at, const abs
   if (!status.ok()) {  // back to where they came from, in order
     for (auto block = batch.rbegin(); block != batch.rend(); ++block) {
       if ((*block)->pins_ > 0 || (*block)->list_ != nullptr) continue;
-      dirty_.PushOldest(block->get());
+      dirty_.PushOldest(*block);
       (*block)->list_ = &dirty_;
     }
   }
   WakeWaiters();
-}
-
-void TieredBlocks::DeleteDropped() {
-  std::vector<uint64_t> numbers;
-  {
-    const std::lock_guard lock(mu_);
-    numbers.swap(dropped_keys_);
-  }
-  if (numbers.empty() || cold_ == nullptr) return;
-  std::sort(numbers.begin(), numbers.end());  // runs of them are cheap to delete
-  std::vector<ColdKey> keys(numbers.begin(), numbers.end());
-  std::vector<std::string_view> views;
-  views.reserve(keys.size());
-  for (const ColdKey& key : keys) views.push_back(key.view());
-  // A record that stays only takes space, until its store is opened again.
-  cold_->Delete(views).IgnoreError();
 }
 
 }  // namespace infllm::memstore

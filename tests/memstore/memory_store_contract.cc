@@ -330,6 +330,22 @@ TEST_P(MemoryStoreContract, SelectRefusesBadRequests) {
   }
 }
 
+TEST_P(MemoryStoreContract, ScoresThatOverflowDoNoHarm) {
+  const ContextId id = NewContext();
+  ASSERT_OK(Append(id, 0, 0, 40));
+  std::vector<float> huge(40 * 32);
+  for (size_t i = 0; i < huge.size(); ++i) huge[i] = (i / 5) % 2 == 0 ? 3e38f : -3e38f;
+  ASSERT_OK(store_->Publish(id, 0, 0, huge));
+  for (const Scoring scoring : {Scoring::kMean, Scoring::kHeadVote}) {
+    ASSERT_OK_AND_ASSIGN(
+        const Selection selection,
+        store_->Select(id, 0, {.query = std::span(huge).first(32), .k = 10, .scoring = scoring}));
+    std::vector<int64_t> indices = Indices(selection);
+    EXPECT_EQ(std::set<int64_t>(indices.begin(), indices.end()).size(), 10u);
+    for (int64_t index : indices) EXPECT_TRUE(index >= 0 && index < 40) << index;
+  }
+}
+
 TEST_P(MemoryStoreContract, OnlyStoredBlocksCanBePublished) {
   const ContextId id = NewContext();
   EXPECT_THAT(Publish(id, 0, 0, 1),
@@ -338,7 +354,7 @@ TEST_P(MemoryStoreContract, OnlyStoredBlocksCanBePublished) {
   EXPECT_THAT(Publish(id, 0, 0, 5), StatusIs(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(Publish(id, 0, 1, 1),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("gap")));
-  EXPECT_THAT(Publish(id, 0, std::numeric_limits<int64_t>::max(), 1),
+  EXPECT_THAT(store_->Publish(id, 0, std::numeric_limits<int64_t>::max(), Representatives(0, 0)),
               StatusIs(absl::StatusCode::kFailedPrecondition));
   EXPECT_THAT(store_->Publish(id, 0, -1, Representatives(0, 0)),
               StatusIs(absl::StatusCode::kInvalidArgument));

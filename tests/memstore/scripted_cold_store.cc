@@ -52,7 +52,6 @@ class ColdScript::Store final : public ColdStore {
     const absl::Status status = inner_->Delete(keys);
     const std::lock_guard lock(script_->mu_);
     for (std::string_view key : keys) script_->live_.erase(std::string(key));
-    script_->changed_.notify_all();
     return status;
   }
 
@@ -98,10 +97,6 @@ void ColdScript::WaitForHeldPut() {
 size_t ColdScript::keys() const {
   const std::lock_guard lock(mu_);
   return live_.size();
-}
-void ColdScript::WaitForKeys(size_t count) {
-  std::unique_lock lock(mu_);
-  changed_.wait(lock, [&] { return live_.size() == count; });
 }
 std::map<std::string, int> ColdScript::writes() const {
   const std::lock_guard lock(mu_);

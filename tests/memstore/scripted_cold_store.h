@@ -34,9 +34,8 @@ class ColdScript {
   void ReleasePuts();
   void WaitForHeldPut();
 
-  // Keys with a value now, and until there are `count` of them.
+  // How many keys have a value now.
   size_t keys() const;
-  void WaitForKeys(size_t count);
   // How often each key has been written, and the bytes of each Put.
   std::map<std::string, int> writes() const;
   std::vector<size_t> put_bytes() const;

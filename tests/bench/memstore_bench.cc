@@ -1,0 +1,377 @@
+// The memory store next to what it is made of, in the same run:
+//   cold_put, cold_get   RocksDB against raw O_DIRECT pwrite and pread of the same sizes on the
+//   same
+//                        disk, in alternation; `of_raw` is the ratio. Files go to $TMPDIR.
+//   select_hit           a Select whose blocks the caller has, against the bare scan of the index
+//   ram_fetch            pinning 16 payloads in RAM, against copying them (memcpy)
+//   append               copying and checksumming payloads into RAM, against memcpy and crc32c
+//   alone
+#include <benchmark/benchmark.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/core/status_macros.h"
+#include "kernels/core/thread_pool.h"
+#include "memstore/block_index.h"
+#include "memstore/cold_key.h"
+#include "memstore/crc32c.h"
+#include "memstore/in_process_store.h"
+#include "tests/support/temp_dir.h"
+
+namespace infllm::memstore {
+namespace {
+
+constexpr size_t kTotalBytes = size_t{1} << 30;  // ten times what RocksDB buffers
+constexpr size_t kPutBytes = size_t{8} << 20;    // one batch of demotion
+constexpr int kReaders = 4;
+constexpr int kGetKeys = 16;
+
+class Stopwatch {
+ public:
+  double Seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+};
+
+// Pages of random bytes, as direct IO wants them.
+class Pages {
+ public:
+  explicit Pages(size_t bytes)
+      : bytes_(bytes),
+        data_(static_cast<std::byte*>(
+            ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))) {
+    INFLLM_CHECK(data_ != MAP_FAILED);
+    std::mt19937_64 random(1);
+    for (size_t i = 0; i + 8 <= bytes; i += 8) {
+      const uint64_t word = random();
+      std::memcpy(data_ + i, &word, 8);
+    }
+  }
+  ~Pages() { ::munmap(data_, bytes_); }
+  std::byte* data() const { return data_; }
+  std::span<const std::byte> bytes() const { return {data_, bytes_}; }
+
+ private:
+  size_t bytes_;
+  std::byte* data_;
+};
+
+void Check(const absl::Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.ToString().c_str());
+  std::exit(1);
+}
+
+template <typename T>
+T Check(absl::StatusOr<T> value) {
+  Check(value.status());
+  return *std::move(value);
+}
+
+class RawFile {
+ public:
+  explicit RawFile(const std::string& path)
+      : fd_(::open(path.c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600)) {
+    if (fd_ < 0) Check(absl::UnavailableError("no direct IO there: set TMPDIR to a disk"));
+  }
+  ~RawFile() { ::close(fd_); }
+  void Write(const std::byte* data, size_t bytes, size_t offset) {
+    INFLLM_CHECK(::pwrite(fd_, data, bytes, static_cast<off_t>(offset)) ==
+                 static_cast<ssize_t>(bytes));
+  }
+  void Read(std::byte* out, size_t bytes, size_t offset) {
+    INFLLM_CHECK(::pread(fd_, out, bytes, static_cast<off_t>(offset)) ==
+                 static_cast<ssize_t>(bytes));
+  }
+
+ private:
+  int fd_;
+};
+
+void PutRange(ColdStore& store, const Pages& data, size_t value_bytes, uint64_t first,
+              uint64_t count) {
+  std::vector<ColdKey> keys;
+  std::vector<ColdStore::Record> records;
+  keys.reserve(count);
+  for (uint64_t i = 0; i < count; ++i) {
+    keys.emplace_back(first + i);
+    records.push_back(
+        {.key = keys.back().view(), .value = data.bytes().subspan(i * value_bytes, value_bytes)});
+  }
+  Check(store.Put(records));
+}
+
+void Report(benchmark::State& state, double bytes, double store_seconds, double raw_seconds) {
+  state.counters["GB/s"] = bytes / store_seconds / 1e9;
+  state.counters["raw_GB/s"] = bytes / raw_seconds / 1e9;
+  state.counters["of_raw"] = raw_seconds / store_seconds;
+}
+
+void ColdPut(benchmark::State& state) {
+  const size_t value_bytes = state.range(0);
+  const Pages data(kPutBytes);
+  const ::infllm::testing::TempDir dir;
+  const auto store = Check(OpenRocksDb({.directory = dir.file("cold")}));
+  RawFile raw(dir.file("raw"));
+  double raw_seconds = 0, store_seconds = 0;
+  uint64_t next_key = 1;
+  for (auto _ : state) {
+    const Stopwatch raw_watch;
+    for (size_t at = 0; at < kTotalBytes; at += kPutBytes) raw.Write(data.data(), kPutBytes, at);
+    raw_seconds += raw_watch.Seconds();
+    const Stopwatch watch;
+    for (size_t at = 0; at < kTotalBytes; at += kPutBytes) {
+      PutRange(*store, data, value_bytes, next_key, kPutBytes / value_bytes);
+      next_key += kPutBytes / value_bytes;
+    }
+    state.SetIterationTime(watch.Seconds());
+    store_seconds += watch.Seconds();
+  }
+  Report(state, static_cast<double>(state.iterations()) * kTotalBytes, store_seconds, raw_seconds);
+}
+
+void ColdGet(benchmark::State& state) {
+  const size_t value_bytes = state.range(0);
+  const int keys_per_get = static_cast<int>(state.range(1));
+  const ::infllm::testing::TempDir dir;
+  const auto store = Check(OpenRocksDb({.directory = dir.file("cold")}));
+  RawFile raw(dir.file("raw"));
+  {
+    const Pages data(kPutBytes);
+    for (size_t at = 0; at < kTotalBytes; at += kPutBytes) {
+      raw.Write(data.data(), kPutBytes, at);
+      PutRange(*store, data, value_bytes, at / value_bytes, kPutBytes / value_bytes);
+    }
+  }
+  const Pages out(keys_per_get * value_bytes);
+  kernels::ThreadPool raw_readers(keys_per_get == 1 ? 1 : kReaders);
+  std::mt19937_64 random(7);
+  const uint64_t values = kTotalBytes / value_bytes;
+  const auto slot = [&](int64_t i) { return out.data() + i * value_bytes; };
+  double raw_seconds = 0, store_seconds = 0;
+  for (auto _ : state) {
+    std::vector<uint64_t> numbers(keys_per_get);
+    for (uint64_t& number : numbers) number = random() % values;
+    const Stopwatch raw_watch;
+    raw_readers.ParallelFor(keys_per_get, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) {
+        raw.Read(slot(i), value_bytes, numbers[i] * value_bytes);
+      }
+    });
+    raw_seconds += raw_watch.Seconds();
+    for (uint64_t& number : numbers) number = random() % values;
+    const Stopwatch watch;
+    std::vector<ColdKey> keys(numbers.begin(), numbers.end());
+    std::vector<std::string_view> views;
+    std::vector<std::span<std::byte>> outs;
+    for (int i = 0; i < keys_per_get; ++i) {
+      views.push_back(keys[i].view());
+      outs.emplace_back(slot(i), value_bytes);
+    }
+    for (const absl::Status& status : store->Get(views, outs)) Check(status);
+    state.SetIterationTime(watch.Seconds());
+    store_seconds += watch.Seconds();
+  }
+  Report(state, static_cast<double>(state.iterations()) * keys_per_get * value_bytes, store_seconds,
+         raw_seconds);
+}
+
+// A context of one layer over 1M tokens in blocks of 64; small payloads, because only the scan and
+// the bookkeeping count here.
+class SelectHit {
+ public:
+  static constexpr int64_t kBlocks = 15625;
+  static constexpr Geometry kShape = {
+      .layers = 1, .q_heads = 8, .kv_heads = 1, .head_dim = 64, .block_tokens = 8};
+
+  SelectHit() {
+    id_ = Check(store_->Create({.tenant = "", .model = {}, .geometry = kShape}));
+    std::mt19937 random(3);
+    std::normal_distribution<float> normal;
+    representatives_.resize(kBlocks * kShape.representative_floats());
+    for (float& value : representatives_) value = normal(random);
+    Check(store_->Append(id_, 0, 0, std::vector<std::byte>(kBlocks * kShape.payload_bytes())));
+    Check(store_->Publish(id_, 0, 0, representatives_));
+    Check(index_->Add(representatives_));
+    have_.resize(kBlocks);
+    for (int64_t i = 0; i < kBlocks; ++i) have_[i] = i;
+  }
+  std::span<const float> query() const {
+    return std::span(representatives_).first(kShape.representative_floats());
+  }
+
+  kernels::ThreadPool pool_;
+  const std::unique_ptr<kernels::Backend> backend_ = kernels::NewCpuBackend(pool_);
+  std::atomic<int64_t> bytes_ = 0;
+  const std::unique_ptr<BlockIndex> index_ =
+      NewBlockIndex(*backend_, kShape.q_heads, kShape.head_dim, bytes_);
+  const std::unique_ptr<MemoryStore> store_ = NewInProcessStore({}, *backend_, nullptr);
+  ContextId id_{};
+  std::vector<float> representatives_;
+  std::vector<int64_t> have_;
+};
+
+void SelectHitBench(benchmark::State& state) {
+  SelectHit fixture;
+  // The k best, as a worker's cache would hold them.
+  const SelectRequest all{.query = fixture.query(), .k = 16, .have = fixture.have_};
+  std::vector<int64_t> have;
+  for (const auto& block : Check(fixture.store_->Select(fixture.id_, 0, all)).blocks) {
+    have.push_back(block.index);
+  }
+  const SelectRequest request{.query = fixture.query(), .k = 16, .have = have};
+  double scan_seconds = 0, select_seconds = 0;
+  for (auto _ : state) {
+    const Stopwatch scan;
+    benchmark::DoNotOptimize(
+        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean)));
+    scan_seconds += scan.Seconds();
+    const Stopwatch watch;
+    benchmark::DoNotOptimize(Check(fixture.store_->Select(fixture.id_, 0, request)));
+    state.SetIterationTime(watch.Seconds());
+    select_seconds += watch.Seconds();
+  }
+  const double n = static_cast<double>(state.iterations());
+  state.counters["select_us"] = select_seconds / n * 1e6;
+  state.counters["scan_us"] = scan_seconds / n * 1e6;
+  state.counters["over_scan_us"] = (select_seconds - scan_seconds) / n * 1e6;
+}
+
+// Without a scan to speak of: what a Select costs in itself.
+void SelectSmall(benchmark::State& state) {
+  kernels::ThreadPool pool;
+  const auto backend = kernels::NewCpuBackend(pool);
+  const auto store = NewInProcessStore({}, *backend, nullptr);
+  const ContextId id =
+      Check(store->Create({.tenant = "", .model = {}, .geometry = SelectHit::kShape}));
+  Check(store->Append(id, 0, 0, std::vector<std::byte>(16 * SelectHit::kShape.payload_bytes())));
+  const std::vector<float> representatives(16 * SelectHit::kShape.representative_floats(), 1.0f);
+  Check(store->Publish(id, 0, 0, representatives));
+  std::vector<int64_t> have;
+  for (int64_t i = 0; i < state.range(0); ++i) have.push_back(i);
+  const SelectRequest request{
+      .query = std::span(representatives).first(SelectHit::kShape.representative_floats()),
+      .k = 16,
+      .have = have};
+  for (auto _ : state) benchmark::DoNotOptimize(Check(store->Select(id, 0, request)));
+}
+
+Geometry PayloadOf(int64_t bytes) {  // 8 KV heads of 64, bf16
+  return {.layers = 1,
+          .q_heads = 8,
+          .kv_heads = 8,
+          .head_dim = 64,
+          .block_tokens = static_cast<int32_t>(bytes / 2048),
+          .dtype = kernels::DType::kBF16};
+}
+
+void RamFetch(benchmark::State& state) {
+  const int64_t payload_bytes = state.range(0);
+  const int64_t blocks = (int64_t{256} << 20) / payload_bytes;
+  kernels::ThreadPool pool;
+  const auto backend = kernels::NewCpuBackend(pool);
+  const auto store = NewInProcessStore({}, *backend, nullptr);
+  const ContextId id =
+      Check(store->Create({.tenant = "", .model = {}, .geometry = PayloadOf(payload_bytes)}));
+  const Pages data(payload_bytes);
+  for (int64_t i = 0; i < blocks; ++i) Check(store->Append(id, 0, i, data.bytes()));
+  std::vector<std::byte> copy(payload_bytes);
+  std::mt19937_64 random(5);
+  std::vector<int64_t> indices(16);
+  double copy_seconds = 0;
+  for (auto _ : state) {
+    for (int64_t& index : indices) index = static_cast<int64_t>(random() % blocks);
+    const Stopwatch watch;
+    const auto handles = Check(store->Fetch(id, 0, indices));
+    state.SetIterationTime(watch.Seconds());
+    const Stopwatch copying;
+    for (const BlockHandle& handle : handles) {
+      std::memcpy(copy.data(), handle.payload().data(), handle.payload().size());
+      benchmark::DoNotOptimize(copy.data());
+    }
+    copy_seconds += copying.Seconds();
+  }
+  state.counters["memcpy_GB/s"] =
+      static_cast<double>(state.iterations()) * 16 * payload_bytes / copy_seconds / 1e9;
+}
+
+void Append(benchmark::State& state) {
+  const int64_t payload_bytes = state.range(0);
+  const int64_t blocks = (int64_t{256} << 20) / payload_bytes;
+  kernels::ThreadPool pool;
+  const auto backend = kernels::NewCpuBackend(pool);
+  const auto store = NewInProcessStore({}, *backend, nullptr);
+  const Pages data(payload_bytes);
+  std::vector<std::byte> copies(blocks * payload_bytes);
+  double copy_seconds = 0, crc_seconds = 0, append_seconds = 0;
+  for (auto _ : state) {
+    const ContextId id =
+        Check(store->Create({.tenant = "", .model = {}, .geometry = PayloadOf(payload_bytes)}));
+    const Stopwatch watch;
+    for (int64_t i = 0; i < blocks; ++i) Check(store->Append(id, 0, i, data.bytes()));
+    state.SetIterationTime(watch.Seconds());
+    append_seconds += watch.Seconds();
+    Check(store->Drop(id));
+    const Stopwatch copying;
+    for (int64_t i = 0; i < blocks; ++i) {
+      std::memcpy(&copies[i * payload_bytes], data.data(), payload_bytes);
+    }
+    copy_seconds += copying.Seconds();
+    const Stopwatch summing;
+    for (int64_t i = 0; i < blocks; ++i) benchmark::DoNotOptimize(Crc32c(data.bytes()));
+    crc_seconds += summing.Seconds();
+  }
+  const double bytes = static_cast<double>(state.iterations()) * blocks * payload_bytes;
+  state.counters["GB/s"] = bytes / append_seconds / 1e9;
+  state.counters["memcpy_GB/s"] = bytes / copy_seconds / 1e9;
+  state.counters["crc32c_GB/s"] = bytes / crc_seconds / 1e9;
+}
+
+BENCHMARK(ColdPut)
+    ->Name("cold_put")
+    ->Arg(4096)
+    ->Arg(65536)
+    ->Arg(524288)
+    ->UseManualTime()
+    ->Iterations(2)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK(ColdGet)
+    ->Name("cold_get")
+    ->ArgsProduct({{4096, 65536, 524288}, {1, kGetKeys}})
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(SelectHitBench)->Name("select_hit")->UseManualTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK(SelectSmall)
+    ->Name("select_16_blocks/have")
+    ->Arg(16)
+    ->Arg(0)
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(RamFetch)
+    ->Name("ram_fetch_16")
+    ->Arg(65536)
+    ->Arg(524288)
+    ->UseManualTime()
+    ->Iterations(300)
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK(Append)->Name("append")->Arg(65536)->Arg(524288)->UseManualTime()->Iterations(5)->Unit(
+    benchmark::kMillisecond);
+
+}  // namespace
+}  // namespace infllm::memstore
+
+BENCHMARK_MAIN();
