@@ -41,6 +41,7 @@ struct Ingested {
   std::unique_ptr<worker::Session> session;
   int64_t tokens = 0;
   double seconds = 0;
+  std::vector<double> rates;  // tokens/s of each tenth of the text
 };
 
 absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const std::string& text,
@@ -56,10 +57,19 @@ absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const s
   }
   const auto start = std::chrono::steady_clock::now();
   Progress progress("reading", "tokens", result.tokens);
-  INFLLM_RETURN_IF_ERROR(result.session->Ingest(
-      ids, [&](int64_t done) { progress.Update(done); }, interrupt.flag()));
-  progress.Finish();
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  int64_t tenth_begin = 0;
+  double tenth_start = 0;
+  const auto on_chunk = [&](int64_t done) {
+    progress.Update(done);
+    result.seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (done * 10 < result.tokens * static_cast<int64_t>(result.rates.size() + 1)) return;
+    result.rates.push_back(static_cast<double>(done - tenth_begin) /
+                           (result.seconds - tenth_start));
+    tenth_begin = done;
+    tenth_start = result.seconds;
+  };
+  INFLLM_RETURN_IF_ERROR(result.session->Ingest(ids, on_chunk, interrupt.flag()));
   return result;
 }
 
@@ -111,6 +121,7 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Inges
       {"load_seconds", runtime.load_seconds},
       {"ingest_seconds", ingested.seconds},
       {"tokens_per_second", ingested.seconds > 0 ? double(ingested.tokens) / ingested.seconds : 0},
+      {"tokens_per_second_by_tenth", ingested.rates},
       {"peak_rss_bytes", PeakRssBytes()}};
   if (runtime.store != nullptr) {
     INFLLM_ASSIGN_OR_RETURN(const memstore::StoreStats stats, runtime.store->Stats());
@@ -134,6 +145,11 @@ void PrintReport(const Json& report) {
                WithThousands(report["text_tokens"].get<int64_t>()),
                HumanSeconds(report["ingest_seconds"].get<double>()),
                WithThousands(static_cast<int64_t>(report["tokens_per_second"].get<double>())));
+  if (const Json& rates = report["tokens_per_second_by_tenth"]; rates.size() == 10) {
+    absl::PrintF("rate      %s tokens/s over the second tenth of the text, %s over the last\n",
+                 WithThousands(static_cast<int64_t>(rates[1].get<double>())),
+                 WithThousands(static_cast<int64_t>(rates[9].get<double>())));
+  }
   absl::PrintF("memory    %s peak\n", FormatByteSize(report["peak_rss_bytes"].get<int64_t>()));
   if (report.contains("memory")) {
     const Json& memory = report["memory"];
