@@ -115,10 +115,12 @@ int64_t PinsInFlight::released() const {
   return released_;
 }
 
-bool PinsInFlight::AwaitRelease(int64_t seen, std::chrono::milliseconds patience) {
+bool PinsInFlight::AwaitRelease(int64_t seen, std::chrono::steady_clock::time_point give_up) {
   std::unique_lock lock(mutex_);
   if (released_ == seen && released_ == added_) return false;
-  return changed_.wait_for(lock, patience, [&] { return released_ > seen; });
+  // A call that comes back late must end, too, where others' transfers free room again and again.
+  if (std::chrono::steady_clock::now() >= give_up) return false;
+  return changed_.wait_until(lock, give_up, [&] { return released_ > seen; });
 }
 
 void PinsInFlight::Add() {

@@ -24,8 +24,8 @@ class PinsInFlight {
   // How many payloads were sent so far.
   int64_t released() const;
   // Waits until more than `seen` have been released, which frees room. False if nothing is in
-  // flight, or nothing was released for `patience`.
-  bool AwaitRelease(int64_t seen, std::chrono::milliseconds patience);
+  // flight, or nothing more was released by `give_up`.
+  bool AwaitRelease(int64_t seen, std::chrono::steady_clock::time_point give_up);
 
   void Add();
   void Release();

@@ -57,19 +57,20 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
   return result.status();
 }
 
-// How long a call waits for room in the RAM tier that payloads on their way take. Only a client
-// that has stopped reading keeps them longer.
-constexpr std::chrono::milliseconds kPatience{1000};
+// How long a call waits for room in the RAM tier that payloads on their way take. Only clients that
+// have stopped reading keep them longer.
+constexpr std::chrono::seconds kPatience{2};
 
 // Makes a call to the store that needs room in the RAM tier. If there is none, it is made again
 // each time that payloads on their way to clients have freed some.
 template <typename Call>
 std::invoke_result_t<Call> WithRoom(PinsInFlight& pins, grpc::ServerContext* context, Call call) {
+  const auto give_up = std::chrono::steady_clock::now() + kPatience;
   while (true) {
     const int64_t released = pins.released();
     auto result = call();
     if (!absl::IsResourceExhausted(StatusOf(result)) || context->IsCancelled() ||
-        !pins.AwaitRelease(released, kPatience)) {
+        !pins.AwaitRelease(released, give_up)) {
       return result;
     }
   }

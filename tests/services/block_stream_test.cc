@@ -148,11 +148,14 @@ TEST(SendFetchedTest, IsTheProtobufMessageAndPinsUntilItIsSent) {
                         }));
   EXPECT_EQ(released, 0);
   EXPECT_EQ(pins->released(), 0);
-  EXPECT_FALSE(pins->AwaitRelease(0, std::chrono::milliseconds(0)));
+  const auto now = std::chrono::steady_clock::now();
+  const auto later = now + std::chrono::hours(1);
+  EXPECT_FALSE(pins->AwaitRelease(0, now)) << "in flight";
   kept.Clear();
   EXPECT_EQ(released, 2);
-  EXPECT_TRUE(pins->AwaitRelease(0, std::chrono::milliseconds(0)));
-  EXPECT_FALSE(pins->AwaitRelease(2, std::chrono::hours(1))) << "nothing to wait for";
+  EXPECT_TRUE(pins->AwaitRelease(0, later));
+  EXPECT_FALSE(pins->AwaitRelease(2, later)) << "nothing to wait for";
+  EXPECT_FALSE(pins->AwaitRelease(0, now)) << "too late";
   ASSERT_EQ(sent.messages.size(), 1u);
   ASSERT_EQ(sent.messages[0].blocks_size(), 2);
   for (int i = 0; i < 2; ++i) {
