@@ -68,6 +68,7 @@ NASTY = [
     "to be or not to be",
     "A... B.... C..... ™ ™™ Straße \x01\x01 \x01", "™", "\u00a0\x01 ™ x ™\n",
     "か\u3099か\u3099\u3099 ß<mask>™<sep>",
+    "¶ ¶¶ x¶ y ¶", "¶",
     "aaab baaa abab bbaa", "thethethethe", "in the end, in the beginning", "qzqzqzqz jjjj xxxx",
 ]
 
@@ -90,13 +91,14 @@ EXTRA_LINES = [
 ]
 # fmt: on
 
-USER_SYMBOLS = ["<mask>", "<sep>", "<sep2>", "日本", "of the"]
+# The plain words compete with pieces that are likely.
+USER_SYMBOLS = ["<mask>", "<sep>", "<sep2>", "日本", "of the", "th", "thou", "in", "ing", "▁and"]
 
 # fmt: off
 # A normaliser small enough to fuzz: rules that delete, lengthen, overlap and make spaces.
 RULES = [("\t", " "), ("\n", " "), ("\u00a0", " "), ("\x01", ""), ("Ａ", "A"), ("ﬁ", "fi"),
          ("か\u3099", "が"), ("™", " TM "), ("...", "…"), ("....", "‥‥"), ("ﷺ", "صلى الله عليه وسلم"),
-         ("ß", "ss"), ("\ufffd", "?")]
+         ("ß", "ss"), ("\ufffd", "?"), ("¶", "  P  ")]
 # fmt: on
 
 
@@ -225,7 +227,8 @@ def train(out, texts):
             model.normalizer_spec.ClearField("normalization_rule_tsv")
             save_proto(model, out / "models" / f"{name}.model")
 
-    # What no trainer writes and other tools do: pieces switched off, spaces not escaped.
+    # What no trainer writes and other tools do: pieces switched off, user-defined pieces that
+    # others contain, spaces not escaped.
     for source, name in [("bpe-suffix", "bpe-unused"), ("unigram-bytes", "unigram-unused")]:
         model = load_proto(out / "models" / f"{source}.model")
         normal = [
@@ -233,6 +236,8 @@ def train(out, texts):
         ]
         for piece in normal[::3]:
             piece.type = piece.UNUSED
+        for piece in normal[1::20]:
+            piece.type = piece.USER_DEFINED
         if name == "unigram-unused":
             model.normalizer_spec.escape_whitespaces = False
             model.normalizer_spec.remove_extra_whitespaces = True

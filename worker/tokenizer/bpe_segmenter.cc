@@ -110,18 +110,13 @@ class BpeSegmenter final : public Segmenter {
 
   const Vocabulary& vocabulary_;
   NeighbourSet neighbours_;
-  // With unused pieces a merge may affect any other place of the text that has the same piece (see
-  // AddMerge), so the text is one run.
-  bool has_unused_ = false;
 };
 
 void BpeSegmenter::AddNeighbours(const Piece& piece) {
   switch (piece.type) {
-    case PieceType::kUnused:
-      has_unused_ = has_unused_ || vocabulary_.FindMatchable(piece.text) != Vocabulary::kNoId;
-      break;
     case PieceType::kNormal:
     case PieceType::kUserDefined:
+    case PieceType::kUnused:
       break;
     case PieceType::kUnknown:
     case PieceType::kControl:
@@ -172,18 +167,14 @@ std::vector<int32_t> BpeSegmenter::Segment(std::string_view normalized) const {
   return ids;
 }
 
-// The bytes at the start of `text` that segment as they would alone: up to a user-defined piece, or
-// to a place that no piece spans.
+// The bytes at the start of `text` that segment as they would alone: up to a place that no piece,
+// user-defined ones included, spans.
 size_t BpeSegmenter::RunLength(std::string_view text) const {
-  if (has_unused_ && text.size() <= kMaxRunBytes) return text.size();
-  if (const size_t frozen = vocabulary_.UserDefinedPrefix(text); frozen > 0) return frozen;
   CodePoint left = FirstCodePoint(text);
   size_t length = left.length;
   while (length < text.size() && length < kMaxRunBytes) {
-    const std::string_view rest = text.substr(length);
-    const CodePoint right = FirstCodePoint(rest);
-    if (!has_unused_ && !neighbours_.Contains(left.value, right.value)) break;
-    if (vocabulary_.UserDefinedPrefix(rest) > 0) break;
+    const CodePoint right = FirstCodePoint(text.substr(length));
+    if (!neighbours_.Contains(left.value, right.value)) break;
     length += right.length;
     left = right;
   }
@@ -249,8 +240,8 @@ void BpeSegmenter::AddMerge(std::string_view run, int32_t left, Scratch& scratch
   const Piece& piece = vocabulary_.piece(id);
   scratch.agenda.push_back({RankOfScore(piece.score), static_cast<uint32_t>(joined.size()), left});
   std::push_heap(scratch.agenda.begin(), scratch.agenda.end(), GoesAfter);
-  // An unused piece is only a step on the way: what remains of it is taken apart again, at every
-  // place as it was last seen anywhere, which is what the library does.
+  // An unused piece is only a step on the way: what remains of it is taken apart again. Its halves
+  // follow from its text alone, so any place where it was made will do.
   if (piece.type == PieceType::kUnused) {
     scratch.halves[joined] = {run.substr(first.begin, first.size),
                               run.substr(second.begin, second.size)};
