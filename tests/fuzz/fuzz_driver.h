@@ -6,8 +6,7 @@
 //
 // Every seed file runs unchanged first, then mutants do until either limit is reached (0 is no
 // limit; with both 0 only the seeds run, which replays a saved input). The sequence of mutants
-// depends on --seed and the seeds alone. An input that crashes or
-// hangs is kept as ./crash-TARGET.
+// depends on --seed and the seeds alone. An input that crashes or hangs is kept as ./crash-TARGET.
 #pragma once
 
 #include <cstddef>
