@@ -40,8 +40,9 @@ struct RocksDbOptions {
   std::string directory;  // created if missing; one store at a time
 };
 // Scratch space on a disk: emptied when it is opened and when it is closed, because no context
-// outlives its process. Made for keys that grow with time (cold_key.h). Takes up to about 100 MB of
-// RAM for writing. In a forked child it may only be destroyed, which leaves the parent's alone.
+// outlives its process. Made for keys that grow with time (cold_key.h). Takes up to about 130 MB of
+// RAM for writing, and raises the process's soft limit of open files. In a forked child it may only
+// be destroyed, which leaves the parent's alone.
 //   FAILED_PRECONDITION  another store has the directory open, or it holds other files
 //   PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full), UNAVAILABLE (I/O error)
 absl::StatusOr<std::unique_ptr<ColdStore>> OpenRocksDb(const RocksDbOptions& options);

@@ -1,5 +1,5 @@
-// What every MemoryStore keeps to, wherever it runs. To hold an implementation to it, compile
-// memory_store_contract.cc and scripted_cold_store.cc into the test and instantiate:
+// What every MemoryStore keeps to, wherever it runs. To hold an implementation to it, link
+// infllm_memory_store_contract into the test and instantiate:
 //   INSTANTIATE_TEST_SUITE_P(Grpc, MemoryStoreContract, ::testing::Values(StoreFactory{...}),
 //                            StoreFactoryName);
 #pragma once
@@ -53,5 +53,11 @@ class MemoryStoreContract : public ::testing::TestWithParam<StoreFactory> {
 
   std::unique_ptr<MemoryStore> store_ = GetParam().make({});
 };
+
+std::vector<int64_t> Indices(const Selection& selection);
+// The k best of blocks [0, count) of Representatives(), ascending, by the mean scoring of
+// kernels/backend.h.
+std::vector<int64_t> BruteForce(int64_t layer, int64_t count, const std::vector<float>& query,
+                                int64_t k, int64_t flavour = 0);
 
 }  // namespace infllm::memstore
