@@ -17,11 +17,36 @@
 
 namespace infllm::services {
 
-// Counts the payloads that gRPC still sends from: their room in the RAM tier is not free yet,
-// though their call may be over. Thread-safe.
+// Counts what keeps room in the RAM tier for a while: calls that have got payloads from the store,
+// and payloads that gRPC still sends from, though their call may be over. Thread-safe.
 class PinsInFlight {
  public:
-  // How many payloads were sent so far.
+  // One call's share, for as long as it lives.
+  class Hold {
+   public:
+    explicit Hold(PinsInFlight& pins) : pins_(pins) {}
+    ~Hold() {
+      if (taken_) pins_.Release();
+    }
+    Hold(const Hold&) = delete;
+    Hold& operator=(const Hold&) = delete;
+    PinsInFlight& pins() { return pins_; }
+    // Around a call to the store that may pin payloads; withdrawn if it did not.
+    void Take() {
+      taken_ = true;
+      pins_.Add();
+    }
+    void Withdraw() {
+      taken_ = false;
+      pins_.Withdraw();
+    }
+
+   private:
+    PinsInFlight& pins_;
+    bool taken_ = false;
+  };
+
+  // How many were released so far.
   int64_t released() const;
   // Waits until more than `seen` have been released, which frees room. False if nothing is in
   // flight, or nothing more was released by `give_up`.
@@ -31,9 +56,11 @@ class PinsInFlight {
   void Release();
 
  private:
+  void Withdraw();
+
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  int64_t added_ = 0;
+  int64_t in_flight_ = 0;
   int64_t released_ = 0;
 };
 

@@ -59,20 +59,21 @@ const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
 
 // How long a call waits for room in the RAM tier that payloads on their way take. Only clients that
 // have stopped reading keep them longer.
-constexpr std::chrono::seconds kPatience{2};
+constexpr std::chrono::seconds kPatience{10};
 
 // Makes a call to the store that needs room in the RAM tier. If there is none, it is made again
-// each time that payloads on their way to clients have freed some.
+// each time that others' payloads, on their way to clients, have freed some.
 template <typename Call>
-std::invoke_result_t<Call> WithRoom(PinsInFlight& pins, grpc::ServerContext* context, Call call) {
+std::invoke_result_t<Call> WithRoom(PinsInFlight::Hold& hold, grpc::ServerContext* context,
+                                    Call call) {
   const auto give_up = std::chrono::steady_clock::now() + kPatience;
   while (true) {
-    const int64_t released = pins.released();
+    const int64_t released = hold.pins().released();
+    hold.Take();
     auto result = call();
-    if (!absl::IsResourceExhausted(StatusOf(result)) || context->IsCancelled() ||
-        !pins.AwaitRelease(released, give_up)) {
-      return result;
-    }
+    if (!absl::IsResourceExhausted(StatusOf(result))) return result;
+    hold.Withdraw();
+    if (context->IsCancelled() || !hold.pins().AwaitRelease(released, give_up)) return result;
   }
 }
 
@@ -123,7 +124,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
       INFLLM_RETURN_IF_ERROR(CheckBlocks("payloads", {id, request->layer(), request->first_block()},
                                          payloads, payloads.size(), geometry.payload_bytes(),
                                          wire::AsSpan(request->crc32c())));
-      return WithRoom(*pins_, context, [&] {
+      PinsInFlight::Hold hold(*pins_);
+      return WithRoom(hold, context, [&] {
         return store_.Append(id, request->layer(), request->first_block(), payloads);
       });
     });
@@ -234,7 +236,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     if (wire::QueryChecksum(id, request.layer(), select) != request.crc32c()) {
       return Damaged("query", {id, request.layer()});
     }
-    INFLLM_ASSIGN_OR_RETURN(memstore::Selection selection, WithRoom(*pins_, context, [&] {
+    PinsInFlight::Hold hold(*pins_);
+    INFLLM_ASSIGN_OR_RETURN(memstore::Selection selection, WithRoom(hold, context, [&] {
                               return store_.Select(id, request.layer(), select);
                             }));
     return SendSelection(id, request.layer(), std::move(selection), pins_, sink);
@@ -254,9 +257,10 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
       const std::span<const int64_t> now = rest.first(std::min(step, rest.size()));
       rest = rest.subspan(now.size());
       if (context->IsCancelled()) return error::CallerGone();
+      PinsInFlight::Hold hold(*pins_);
       INFLLM_ASSIGN_OR_RETURN(
           std::vector<memstore::BlockHandle> blocks,
-          WithRoom(*pins_, context, [&] { return store_.Fetch(id, request.layer(), now); }));
+          WithRoom(hold, context, [&] { return store_.Fetch(id, request.layer(), now); }));
       INFLLM_RETURN_IF_ERROR(
           SendFetched(id, request.layer(), now, std::move(blocks), pins_, rest.empty(), sink));
     } while (!rest.empty());

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <functional>
 #include <random>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -148,14 +149,9 @@ TEST(SendFetchedTest, IsTheProtobufMessageAndPinsUntilItIsSent) {
                         }));
   EXPECT_EQ(released, 0);
   EXPECT_EQ(pins->released(), 0);
-  const auto now = std::chrono::steady_clock::now();
-  const auto later = now + std::chrono::hours(1);
-  EXPECT_FALSE(pins->AwaitRelease(0, now)) << "in flight";
   kept.Clear();
   EXPECT_EQ(released, 2);
-  EXPECT_TRUE(pins->AwaitRelease(0, later));
-  EXPECT_FALSE(pins->AwaitRelease(2, later)) << "nothing to wait for";
-  EXPECT_FALSE(pins->AwaitRelease(0, now)) << "too late";
+  EXPECT_EQ(pins->released(), 2);
   ASSERT_EQ(sent.messages.size(), 1u);
   ASSERT_EQ(sent.messages[0].blocks_size(), 2);
   for (int i = 0; i < 2; ++i) {
@@ -163,6 +159,33 @@ TEST(SendFetchedTest, IsTheProtobufMessageAndPinsUntilItIsSent) {
     EXPECT_EQ(sent.messages[0].blocks(i).crc32c(),
               wire::BlockChecksum({kContext, kLayer, indices[i]}, payload));
   }
+}
+
+TEST(PinsInFlightTest, WaitsOnlyForWhatCanFreeRoom) {
+  const auto now = std::chrono::steady_clock::now();
+  const auto later = now + std::chrono::hours(1);
+  PinsInFlight pins;
+  EXPECT_FALSE(pins.AwaitRelease(0, later)) << "nothing in flight";
+  pins.Add();
+  EXPECT_FALSE(pins.AwaitRelease(0, now)) << "too late";
+  pins.Release();
+  EXPECT_TRUE(pins.AwaitRelease(0, later)) << "released already";
+  EXPECT_FALSE(pins.AwaitRelease(1, later));
+  {
+    PinsInFlight::Hold hold(pins);
+    hold.Take();
+    std::thread waiter([&] { EXPECT_FALSE(pins.AwaitRelease(1, later)) << "it pinned nothing"; });
+    hold.Withdraw();
+    waiter.join();
+  }
+  EXPECT_EQ(pins.released(), 1);
+  std::thread waiter;
+  {
+    PinsInFlight::Hold hold(pins);
+    hold.Take();
+    waiter = std::thread([&] { EXPECT_TRUE(pins.AwaitRelease(1, later)); });
+  }
+  waiter.join();
 }
 
 }  // namespace

@@ -111,6 +111,8 @@ TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
            {{"generate", "--model", kModel, "--prompt", "x", "--exec-block", "5000"},
             "exec-block is 5000"},
            {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "lots"}, "lots"},
+           {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "1MiB"},
+            "--ram-bytes is 1 MiB"},
            {{"generate", "--model", kModel, "--prompt", "x", "--temperature", "-1"},
             "temperature is -1"},
            {{"generate", "--model", kModel, "--prompt", "x", "--device", "cuda"}, "cuda"},

@@ -64,6 +64,8 @@ class RemoteStoreTest : public ::testing::Test {
     EXPECT_OK(store);
     return *std::move(store);
   }
+  // Waits for all handlers: they use what the test owns.
+  void Stop() { server_->Shutdown(absl::Minutes(5)); }
   std::string target() const { return server_->endpoint().ToString(); }
 
   const TempDir dir_;
@@ -193,7 +195,7 @@ TEST_F(RemoteStoreTest, SlowCallEndsAtItsTimeout) {
   EXPECT_THAT(store->Fetch(kContext, 0, blocks),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("Fetch within 0.1 s")));
   finish.count_down();
-  server_->Shutdown(absl::Minutes(5));  // the handler uses `finish`
+  Stop();
 }
 
 TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
@@ -202,9 +204,11 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
   const size_t block_bytes = kGeometry.payload_bytes();
   std::vector<std::byte> payloads(kBlocks * block_bytes);
   for (size_t i = 0; i < payloads.size(); ++i) payloads[i] = std::byte((i * 2654435761u) >> 24);
+  std::mutex mutex;
   std::vector<std::byte> stored;
   size_t largest = 0;
   puppet_.append = [&](ContextId, int32_t, int64_t first, std::span<const std::byte> part) {
+    const std::lock_guard lock(mutex);
     EXPECT_EQ(static_cast<size_t>(first) * block_bytes, stored.size());
     stored.insert(stored.end(), part.begin(), part.end());
     largest = std::max(largest, part.size());
@@ -232,8 +236,11 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
   const auto store = Connect();
   ASSERT_OK(store->Create({.geometry = kGeometry}));
   ASSERT_OK(store->Append(kContext, 1, 0, payloads));
-  EXPECT_EQ(stored, payloads);
-  EXPECT_LE(largest, wire::kTargetMessageBytes);
+  {
+    const std::lock_guard lock(mutex);
+    EXPECT_EQ(stored, payloads);
+    EXPECT_LE(largest, wire::kTargetMessageBytes);
+  }
 
   std::vector<int64_t> all(kBlocks);
   std::iota(all.rbegin(), all.rend(), 0);  // in an order of the caller's
@@ -251,6 +258,7 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
     EXPECT_EQ(static_cast<bool>(selected.block), !had);
     EXPECT_TRUE(had || std::ranges::equal(selected.block.payload(), block(selected.index)));
   }
+  Stop();
 }
 
 TEST_F(RemoteStoreTest, AMessageAboveTheLimitIsRefusedWithBothSizes) {
@@ -291,7 +299,7 @@ TEST_F(RemoteStoreTest, FetchStopsReadingWhenTheCallerGoes) {
     context.TryCancel();
     reader->Finish();
   }
-  server_->Shutdown(absl::Minutes(5));  // waits for the handler
+  Stop();
   EXPECT_LT(fetched, kBlocks);
 }
 
@@ -338,6 +346,7 @@ TEST_F(RemoteStoreTest, CallWaitsForRoomThatTransfersTake) {
   context.TryCancel();
   slow->Finish();
   EXPECT_OK(other.get());
+  Stop();
 }
 
 TEST_F(RemoteStoreTest, ContextsMadeByAnotherClientAreKnown) {
@@ -353,6 +362,7 @@ TEST_F(RemoteStoreTest, ContextsMadeByAnotherClientAreKnown) {
   EXPECT_TRUE(std::ranges::equal(fetched[0].payload(), payload));
   EXPECT_THAT(second->Fetch(ContextId{1}, 0, blocks),
               StatusIs(absl::StatusCode::kNotFound, HasSubstr("context 1 ")));
+  Stop();
 }
 
 TEST_F(RemoteStoreTest, BlockOutlivesTheConnection) {

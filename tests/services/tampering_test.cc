@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <mutex>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -34,18 +35,37 @@ constexpr memstore::Geometry kGeometry = {.layers = 2,
                                           .dtype = kernels::DType::kF32};
 constexpr ContextId kContext{41};
 
-// Which bit to flip, set between calls by the test; one call runs at a time.
-struct Tampering {
-  enum class Direction { kNone, kRequest, kResponse };
-  Direction direction = Direction::kNone;
-  size_t bit = 0;
-  size_t bits_seen = 0;  // in the last message of that direction
+enum class Direction { kNone, kRequest, kResponse };
 
-  // Flips it if `bytes` has it.
-  void Apply(std::string* bytes) {
-    bits_seen = bytes->size() * 8;
-    if (bit < bits_seen) (*bytes)[bit / 8] ^= static_cast<char>(1 << (bit % 8));
+// Which bit to flip, set between calls by the test; one call runs at a time.
+class Tampering {
+ public:
+  void Set(Direction direction, size_t bit) {
+    const std::lock_guard lock(mutex_);
+    direction_ = direction;
+    bit_ = bit;
   }
+  bool Applies(Direction direction) const {
+    const std::lock_guard lock(mutex_);
+    return direction == direction_;
+  }
+  // Flips the bit if `bytes` has it.
+  void Apply(std::string* bytes) {
+    const std::lock_guard lock(mutex_);
+    bits_seen_ = bytes->size() * 8;
+    if (bit_ < bits_seen_) (*bytes)[bit_ / 8] ^= static_cast<char>(1 << (bit_ % 8));
+  }
+  // In the last message of that direction.
+  size_t bits_seen() const {
+    const std::lock_guard lock(mutex_);
+    return bits_seen_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  Direction direction_ = Direction::kNone;
+  size_t bit_ = 0;
+  size_t bits_seen_ = 0;
 };
 
 class Tamperer final : public grpc::experimental::Interceptor {
@@ -54,7 +74,7 @@ class Tamperer final : public grpc::experimental::Interceptor {
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     using grpc::experimental::InterceptionHookPoints;
-    if (tampering_.direction == Tampering::Direction::kResponse &&
+    if (tampering_.Applies(Direction::kResponse) &&
         methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) {
       grpc::ByteBuffer* message = methods->GetSerializedSendMessage();
       std::vector<grpc::Slice> slices;
@@ -65,7 +85,7 @@ class Tamperer final : public grpc::experimental::Interceptor {
       const grpc::Slice tampered(bytes);
       *message = grpc::ByteBuffer(&tampered, 1);
     }
-    if (tampering_.direction == Tampering::Direction::kRequest &&
+    if (tampering_.Applies(Direction::kRequest) &&
         methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
         methods->GetRecvMessage() != nullptr) {
       auto* message = static_cast<google::protobuf::Message*>(methods->GetRecvMessage());
@@ -144,22 +164,22 @@ class TamperingTest : public ::testing::Test {
 
   // Makes the call once as it is, then once per bit of its message in `direction`, flipped.
   // Returns how often each code came.
-  std::map<absl::StatusCode, int> FlipEveryBit(Tampering::Direction direction,
+  std::map<absl::StatusCode, int> FlipEveryBit(Direction direction,
                                                const std::function<absl::Status()>& call) {
     std::map<absl::StatusCode, int> codes;
-    tampering_ = {.direction = direction, .bit = std::string::npos};
+    tampering_.Set(direction, std::string::npos);
     EXPECT_OK(call());
-    const size_t bits = tampering_.bits_seen;
+    const size_t bits = tampering_.bits_seen();
     EXPECT_GT(bits, 0u);
     writes_ = 0;
     for (size_t bit = 0; bit < bits; ++bit) {
-      tampering_ = {.direction = direction, .bit = bit};
+      tampering_.Set(direction, bit);
       const absl::Status status = call();
       EXPECT_FALSE(status.ok()) << "bit " << bit % 8 << " of byte " << bit / 8 << " of "
                                 << bits / 8;
       ++codes[status.code()];
     }
-    tampering_ = {};
+    tampering_.Set(Direction::kNone, 0);
     return codes;
   }
 
@@ -183,7 +203,6 @@ class TamperingTest : public ::testing::Test {
   };
 };
 
-using Direction = Tampering::Direction;
 using ::testing::ElementsAre;
 using ::testing::Key;
 
@@ -234,12 +253,12 @@ TEST_F(TamperingTest, NewContexts) {
 
 TEST_F(TamperingTest, IsCounted) {
   ASSERT_OK_AND_ASSIGN(const memstore::StoreStats before, store_->Stats());
-  tampering_ = {.direction = Direction::kResponse, .bit = 80};
+  tampering_.Set(Direction::kResponse, 80);
   EXPECT_THAT(fetch_(), StatusIs(absl::StatusCode::kDataLoss));
-  tampering_ = {.direction = Direction::kRequest, .bit = 80};
+  tampering_.Set(Direction::kRequest, 80);
   const std::vector<std::byte> payloads(3 * kGeometry.payload_bytes(), std::byte{9});
   EXPECT_THAT(store_->Append(kContext, 1, 7, payloads), StatusIs(absl::StatusCode::kDataLoss));
-  tampering_ = {};
+  tampering_.Set(Direction::kNone, 0);
   ASSERT_OK_AND_ASSIGN(const memstore::StoreStats after, store_->Stats());
   EXPECT_EQ(after.corrupt_blocks - before.corrupt_blocks, 2);
 }
