@@ -33,6 +33,22 @@ kernels::DType ChooseDType(const RuntimeFlags& flags, const kernels::Backend& ba
   return kernels::ParseDType(flags.dtype).value_or(backend.preferred_dtype());
 }
 
+// The block cache pins the store's own bytes when the store is in this process, once for the text
+// and once for the question that is being answered.
+absl::Status CheckRamHoldsBlockCache(int64_t ram_bytes, const worker::ModelConfig& model,
+                                     const worker::AttentionOptions& attention,
+                                     kernels::DType dtype) {
+  const int64_t record_bytes = 2 * model.kv_heads * attention.block_tokens * model.head_dim *
+                               static_cast<int64_t>(SizeOf(dtype));
+  const int64_t pinned = 2 * attention.cache_blocks * model.layers * record_bytes;
+  if (ram_bytes >= pinned) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--ram-bytes is ", FormatByteSize(ram_bytes), ", but the block cache may hold ",
+                   FormatByteSize(pinned), " of it (2 x cache-blocks ", attention.cache_blocks,
+                   " x ", model.layers, " layers x ", FormatByteSize(record_bytes),
+                   "): raise --ram-bytes or lower --cache-blocks"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags) {
@@ -46,6 +62,9 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags
   // Cheap checks first: a typo should not cost the loading of the weights.
   INFLLM_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::LoadModelConfig(flags.model));
   INFLLM_RETURN_IF_ERROR(attention.Validate(config));
+  if (attention.policy == worker::PolicyKind::kInfLlm && flags.memstore.empty()) {
+    INFLLM_RETURN_IF_ERROR(CheckRamHoldsBlockCache(ram_bytes, config, attention, runtime->dtype));
+  }
   INFLLM_ASSIGN_OR_RETURN(runtime->model,
                           worker::LoadModel(flags.model, *runtime->backend, runtime->dtype));
   if (attention.policy == worker::PolicyKind::kInfLlm) {
