@@ -169,6 +169,20 @@ TEST_F(CliTest, ScoreGivesTheSameForTextAndIds) {
   EXPECT_NEAR(json.at("nll"), sum / double(tokens - 1), 1e-9);
 }
 
+TEST_F(CliTest, Bf16ScoresCloseToF32) {
+  const std::string text = dir_.Write("text", StoryText(40));
+  const auto nll = [&](const char* dtype) {
+    return Run({"score", "--model", kModel, "--text", text, "--json", "--dtype", dtype, "--policy",
+                "full"})
+        .json()
+        .at("nll")
+        .get<double>();
+  };
+  const double f32 = nll("f32"), bf16 = nll("bf16");
+  EXPECT_NE(bf16, f32);
+  EXPECT_NEAR(bf16, f32, 0.01 * f32);  // bf16 has 8 bits of mantissa
+}
+
 // The question is answered with the same tokens wherever the far blocks lie.
 TEST_F(CliTest, AnswersDoNotDependOnTheMemoryStore) {
   const std::string text = dir_.Write("text", StoryText(100));
