@@ -110,7 +110,8 @@ class InfLlmState final : public AttentionState {
     if (layer.window.first_page() > 0 && options_.top_k > 0) {
       INFLLM_ASSIGN_OR_RETURN(selection, Retrieve(layer, input.layer, position, q_far, count));
     }
-    const bool track_mass = options_.cache_policy == CachePolicy::kLruS && !selection.blocks.empty();
+    const bool track_mass =
+        options_.cache_policy == CachePolicy::kLruS && !selection.blocks.empty();
     if (track_mass) {
       const size_t bytes = far_.size() * sizeof(float);
       INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, far_mass_));
