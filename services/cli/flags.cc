@@ -20,7 +20,8 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   };
 
   command.add_option("--model", flags.model, "Hugging Face model directory")->required();
-  choice("--device", flags.device, "where to compute; auto takes the GPU if one can",
+  choice("--device", flags.device,
+         "where to compute; auto is a GPU that can run the model (none yet), else the CPU",
          {"auto", "cpu", "cuda"})
       ->group("Machine");
   choice("--dtype", flags.dtype,
@@ -44,9 +45,11 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
       ->capture_default_str()
       ->group("Memory store");
   command
-      .add_option("--cold-dir", flags.cold_dir,
-                  "directory for blocks that RAM has no room for; default: a fresh one below "
-                  "$TMPDIR or /var/tmp, removed at the end (in process only)")
+      .add_option(
+          "--cold-dir", flags.cold_dir,
+          "directory for blocks that RAM has no room for: its subdirectory infllm-cold is EMPTIED "
+          "at the start and removed at the end; default: a fresh directory below $TMPDIR "
+          "or /var/tmp (in process only)")
       ->group("Memory store");
 
   const char* method = "Method";

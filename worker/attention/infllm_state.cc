@@ -43,7 +43,10 @@ class InfLlmState final : public AttentionState {
                                                   .decay = options_.score_decay})});
     }
   }
-  ~InfLlmState() override { context_.store->Drop(id_).IgnoreError(); }
+  ~InfLlmState() override {
+    layers_.clear();  // its pins go first, so that Drop can free everything
+    context_.store->Drop(id_).IgnoreError();
+  }
 
   absl::Status Attend(const AttentionInput& input, AttentionScratch& scratch) override {
     Layer& layer = layers_[input.layer];
