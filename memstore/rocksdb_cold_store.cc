@@ -4,6 +4,7 @@
 #include <rocksdb/table.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -215,6 +216,22 @@ class RocksDbColdStore final : public ColdStore {
     return absl::OkStatus();
   }
 
+  // RocksDB of Debian 12 may abort the process when a flush meets a full disk (an assertion in
+  // writable_file_writer.h), so a batch that could fill it is refused before.
+  absl::Status CheckDiskHolds(size_t bytes) const {
+    constexpr uint64_t kSpareBytes = uint64_t{16} << 20;  // manifest, log, file buffers
+    struct statvfs disk {};
+    if (::statvfs(directory_.c_str(), &disk) != 0) return absl::OkStatus();  // RocksDB will tell
+    uint64_t unflushed = 0;
+    db_->GetIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &unflushed);
+    const uint64_t needed = unflushed + bytes + kSpareBytes;
+    const uint64_t available = uint64_t{disk.f_bavail} * disk.f_frsize;
+    if (available >= needed) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cold tier in ", directory_, ": the disk has ", available >> 20, " MiB left, ",
+                     needed >> 20, " MiB are needed: free space on it or give another --cold-dir"));
+  }
+
   absl::Status Put(std::span<const Record> records) override {
     size_t bytes = 0;
     for (const Record& record : records) bytes += record.key.size() + record.value.size() + 16;
@@ -223,6 +240,7 @@ class RocksDbColdStore final : public ColdStore {
       const rocksdb::Status status = batch.Put(ToSlice(record.key), ToSlice(record.value));
       if (!status.ok()) return FromRocksDb(status, directory_);
     }
+    INFLLM_RETURN_IF_ERROR(CheckDiskHolds(bytes));
     return FromRocksDb(db_->Write(WriteOptions(), &batch), directory_);
   }
 
