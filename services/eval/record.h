@@ -13,6 +13,9 @@
 
 namespace infllm::services {
 
+// Task of the ingests and skips of perplexity runs, whose results are PerplexityRecords.
+inline constexpr std::string_view kPerplexityTask = "perplexity";
+
 // Whether the memory found what was asked for, apart from what the model made of it.
 struct Retrieval {
   bool in_window = false;       // the evidence never left the window: nothing to retrieve
@@ -49,7 +52,7 @@ struct PerplexityRecord {
   int64_t length = 0;
   int64_t begin = 0;
   int64_t end = 0;
-  double mean_nll = 0;  // nats per token
+  double mean_nll = 0;  // nats per token; what is not finite is written as null and read as NaN
 };
 
 // Reading of one text by one configuration.
@@ -80,12 +83,15 @@ struct Records {
   std::vector<SkipRecord> skips;
 };
 
-// One line, without the newline.
+// One line, without the newline. Bytes that are no UTF-8 become U+FFFD; all else reads back as it
+// was. REQUIRES: numbers within the ranges that ParseRecords() accepts.
 std::string ToJsonLine(const AnswerRecord& record);
 std::string ToJsonLine(const PerplexityRecord& record);
 std::string ToJsonLine(const IngestRecord& record);
 std::string ToJsonLine(const SkipRecord& record);
-// A last line cut short (the run was killed) is dropped. DATA_LOSS names any other bad line.
+// Blank lines and fields with other names are skipped. A last line cut short (the run was killed)
+// is dropped: before appending to such a file, cut it after its last newline.
+//   DATA_LOSS  any other bad line: its number, the field and what it must be
 absl::StatusOr<Records> ParseRecords(std::string_view lines);
 
 }  // namespace infllm::services
