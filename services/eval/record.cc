@@ -1,6 +1,5 @@
 #include "services/eval/record.h"
 
-#include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
 

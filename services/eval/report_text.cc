@@ -2,7 +2,6 @@
 
 #include <cctype>
 #include <cmath>
-#include <functional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"

@@ -1,12 +1,12 @@
 #include "services/eval/report.h"
 
-#include <array>
-#include <cstdlib>
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <regex>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -43,7 +43,6 @@ std::string XmlError(std::string document) {
   const std::string doctype = "<!DOCTYPE html>\n";
   if (!document.starts_with(doctype)) return "no doctype";
   document.erase(0, doctype.size());
-  // A style sheet is text like any other; it only makes the expressions slow.
   std::vector<std::string> open;
   size_t roots = 0;
   const auto text_error = [&](const std::string& text) -> std::string {
