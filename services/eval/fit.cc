@@ -53,11 +53,11 @@ class Fitter {
         request_.length, std::string(task_), tokens));
   }
 
-  // Measured between the smallest and the longest sample tried.
-  double TokensPerUnit() const {
-    if (tried_tokens_ <= smallest_tokens_) return 0.1;
-    return static_cast<double>(tried_tokens_ - smallest_tokens_) /
-           static_cast<double>(tried_size_ - sizes_.smallest);
+  // Takes the density of text between two sizes that were tried for that of all.
+  void MeasureDensity(int64_t size, int64_t tokens, int64_t larger_size, int64_t larger_tokens) {
+    if (larger_tokens <= tokens) return;
+    tokens_per_unit_ =
+        static_cast<double>(larger_tokens - tokens) / static_cast<double>(larger_size - size);
   }
 
   // Units to go back by from a sample `excess` tokens too long. Texts are cut at whole sentences,
@@ -65,36 +65,40 @@ class Fitter {
   int64_t BackOff(int64_t excess, int tries_in_a_row) const {
     const double tokens =
         static_cast<double>(excess + (kSlackTokens << std::min(tries_in_a_row, 30)));
-    return 1 + static_cast<int64_t>(tokens / TokensPerUnit());
+    return 1 + static_cast<int64_t>(tokens / tokens_per_unit_);
   }
 
-  // Of the first sample. Each try is where the density of the last puts the length.
+  // Of the first sample, between a size known to fit and one known not to. Each try is where the
+  // density between what was tried puts the length.
   int64_t LargestThatFits() {
     const int64_t slack = std::max(kSlackTokens, request_.length / kSlackPart);
     int64_t fits = sizes_.smallest;
+    int64_t fits_tokens = smallest_tokens_;
     int64_t too_large = sizes_.largest + 1;
+    int64_t too_large_tokens = 0;  // unknown
     int64_t next = fits + sizes_.step;
     int too_large_in_a_row = 0;
     for (int i = 0; i < kMostTries && too_large - fits > 1; ++i) {
       next = std::clamp(next, fits + 1, too_large - 1);
       const int64_t tokens = TotalTokens(request_, build_(0, next));
-      const int64_t missing = request_.length - tokens;
-      tried_size_ = next;
-      tried_tokens_ = tokens;
-      if (missing < 0) {
+      MeasureDensity(fits, fits_tokens, next, tokens);
+      if (tokens > request_.length) {
         too_large = next;
-        next = too_large - BackOff(-missing, too_large_in_a_row++);
-        if (next <= fits) next = fits + (too_large - fits) / 2;
-        continue;
+        too_large_tokens = tokens;
+        next = too_large - BackOff(tokens - request_.length, too_large_in_a_row++);
+      } else {
+        fits = next;
+        fits_tokens = tokens;
+        too_large_in_a_row = 0;
+        if (request_.length - tokens <= slack) break;
+        if (too_large_tokens > 0) MeasureDensity(fits, tokens, too_large, too_large_tokens);
+        // Aims within the slack, so that a density a little too low does not overshoot.
+        const double wanted =
+            static_cast<double>(request_.length - tokens) - 0.4 * static_cast<double>(slack);
+        next = fits + 1 + static_cast<int64_t>(std::min(wanted / tokens_per_unit_, 0x1p52));
       }
-      fits = next;
-      too_large_in_a_row = 0;
-      if (missing <= slack) break;
-      // Aims within the slack, so that a density a little too low does not overshoot.
-      const double wanted = static_cast<double>(missing) - 0.4 * static_cast<double>(slack);
-      next = fits + 1 + static_cast<int64_t>(std::min(wanted / TokensPerUnit(), 0x1p52));
-      const bool limit_is_known = too_large <= sizes_.largest;
-      if (limit_is_known && next >= too_large) next = fits + (too_large - fits) / 2;
+      const bool outside = next <= fits || (too_large_tokens > 0 && next >= too_large);
+      if (outside) next = fits + (too_large - fits) / 2;
     }
     return fits;
   }
@@ -104,8 +108,7 @@ class Fitter {
   const SizeRange sizes_;
   const BuildSample& build_;
   int64_t smallest_tokens_ = 0;
-  int64_t tried_size_ = 0;
-  int64_t tried_tokens_ = 0;
+  double tokens_per_unit_ = 0.1;  // until measured
 };
 
 }  // namespace

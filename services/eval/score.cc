@@ -38,7 +38,8 @@ std::string_view WithoutLeadingZeros(std::string_view digits) {
   return digits.substr(zeros);
 }
 
-// re.search(r"\d+\.\d+|\d+") as an integer; empty if there is none, or if it is a fraction.
+// re.search(r"\d+\.\d+|\d+") as an integer, of ASCII digits; empty if there is none, or if it is a
+// fraction.
 std::string_view FirstInteger(std::string_view text) {
   const std::string_view digits = FirstDigits(text);
   if (digits.empty()) return {};

@@ -17,9 +17,11 @@ namespace infllm::services {
 
 struct TaskRequest {
   int64_t length = 0;          // most tokens of text, question and answer together
-  std::vector<double> depths;  // in [0, 1]; used by tasks with has_depths()
+  std::vector<double> depths;  // in [0, 1]; of tasks with has_depths(), which choose if it is empty
   int64_t samples = 1;         // per length and depth; per length where depths do not apply
-  int64_t needles = 0;         // keys hidden in one text, each asked; 0: the task's own number
+  // Keys hidden in one text, each asked; 0: the task's own number. Of multikey and, where `depths`
+  // is empty, of needle and kv-retrieval.
+  int64_t needles = 0;
   uint64_t seed = 1;
   // Running text to hide needles in, repeated as needed. Empty: the noise line, or what the task
   // is defined with. Shared: it may be many megabytes.
