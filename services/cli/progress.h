@@ -37,7 +37,9 @@ class Progress {
 std::string WithThousands(int64_t value);
 // "12 s", "3 min 20 s", "1 h 05 min"
 std::string HumanSeconds(double seconds);
-// Largest resident set of this process so far.
+// Largest resident set of this process so far, or since ResetPeakRss().
 int64_t PeakRssBytes();
+// Does nothing where the system does not allow it.
+void ResetPeakRss();
 
 }  // namespace infllm::services

@@ -14,6 +14,7 @@
 #include "kernels/cuda_loader.h"
 #include "services/common/byte_size.h"
 #include "services/common/store_factory.h"
+#include "services/common/xz.h"
 
 namespace infllm::services {
 namespace {
@@ -49,38 +50,64 @@ absl::Status CheckRamHoldsBlockCache(int64_t ram_bytes, const worker::ModelConfi
                    "): raise --ram-bytes or lower --cache-blocks"));
 }
 
+absl::Status CheckAttention(const RuntimeFlags& flags, const worker::ModelConfig& model,
+                            kernels::DType dtype) {
+  INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
+  const worker::AttentionOptions attention = ResolveAttention(flags);
+  INFLLM_RETURN_IF_ERROR(attention.Validate(model));
+  if (attention.policy != worker::PolicyKind::kInfLlm || !flags.memstore.empty()) {
+    return absl::OkStatus();
+  }
+  return CheckRamHoldsBlockCache(ram_bytes, model, attention, dtype);
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags) {
+absl::StatusOr<std::unique_ptr<ModelRuntime>> ModelRuntime::Load(
+    const RuntimeFlags& flags, std::span<const RuntimeFlags> attentions) {
   const auto start = std::chrono::steady_clock::now();
-  auto runtime = std::make_unique<Runtime>();
-  INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
+  auto runtime = std::make_unique<ModelRuntime>();
   runtime->pool = std::make_unique<kernels::ThreadPool>(flags.threads);
   INFLLM_ASSIGN_OR_RETURN(runtime->backend, MakeBackend(flags, *runtime->pool));
   runtime->dtype = ChooseDType(flags, *runtime->backend);
-  const worker::AttentionOptions attention = ResolveAttention(flags);
   // Cheap checks first: a typo should not cost the loading of the weights.
   INFLLM_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::LoadModelConfig(flags.model));
-  INFLLM_RETURN_IF_ERROR(attention.Validate(config));
-  if (attention.policy == worker::PolicyKind::kInfLlm && flags.memstore.empty()) {
-    INFLLM_RETURN_IF_ERROR(CheckRamHoldsBlockCache(ram_bytes, config, attention, runtime->dtype));
+  for (const RuntimeFlags& attention : attentions) {
+    INFLLM_RETURN_IF_ERROR(CheckAttention(attention, config, runtime->dtype));
   }
   INFLLM_ASSIGN_OR_RETURN(runtime->model,
                           worker::LoadModel(flags.model, *runtime->backend, runtime->dtype));
-  if (attention.policy == worker::PolicyKind::kInfLlm) {
-    INFLLM_ASSIGN_OR_RETURN(runtime->store, OpenStore({.memstore_target = flags.memstore,
-                                                       .ram_bytes = ram_bytes,
-                                                       .cold_dir = flags.cold_dir},
-                                                      *runtime->backend));
-  }
-  INFLLM_ASSIGN_OR_RETURN(
-      runtime->policy, worker::NewAttentionPolicy(runtime->model->config, attention, runtime->dtype,
-                                                  runtime->model->fingerprint, *runtime->backend,
-                                                  runtime->store.get()));
   runtime->transformer = std::make_unique<worker::Transformer>(
       runtime->model->config, *runtime->model->weights, *runtime->backend);
   runtime->load_seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return runtime;
+}
+
+absl::StatusOr<AttentionRuntime> NewAttention(ModelRuntime& model, const RuntimeFlags& flags) {
+  INFLLM_RETURN_IF_ERROR(CheckAttention(flags, model.model->config, model.dtype));
+  const worker::AttentionOptions options = ResolveAttention(flags);
+  AttentionRuntime attention;
+  if (options.policy == worker::PolicyKind::kInfLlm) {
+    INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
+    INFLLM_ASSIGN_OR_RETURN(attention.store, OpenStore({.memstore_target = flags.memstore,
+                                                        .ram_bytes = ram_bytes,
+                                                        .cold_dir = flags.cold_dir},
+                                                       *model.backend));
+  }
+  INFLLM_ASSIGN_OR_RETURN(
+      attention.policy,
+      worker::NewAttentionPolicy(model.model->config, options, model.dtype,
+                                 model.model->fingerprint, *model.backend, attention.store.get()));
+  return attention;
+}
+
+absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags) {
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelRuntime> model,
+                          ModelRuntime::Load(flags, {&flags, 1}));
+  auto runtime = std::make_unique<Runtime>();
+  static_cast<ModelRuntime&>(*runtime) = std::move(*model);
+  INFLLM_ASSIGN_OR_RETURN(static_cast<AttentionRuntime&>(*runtime), NewAttention(*runtime, flags));
   return runtime;
 }
 
@@ -106,6 +133,14 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
       return absl::NotFoundError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
     }
     text.assign(std::istreambuf_iterator<char>(file), {});
+  }
+  if (IsXz(text)) {
+    absl::StatusOr<std::string> unpacked = UnpackXz(text);
+    if (!unpacked.ok()) {
+      return absl::Status(unpacked.status().code(),
+                          absl::StrCat(path, ": ", unpacked.status().message()));
+    }
+    text = *std::move(unpacked);
   }
   if (text.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " is empty"));
   return text;

@@ -27,12 +27,12 @@ absl::StatusOr<std::unique_ptr<Session>> Session::New(Transformer& transformer,
                                                       AttentionPolicy& policy) {
   INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state, policy.NewState());
   return std::unique_ptr<Session>(
-      new Session(transformer, std::move(state), policy.options().exec_block));
+      new Session(transformer, std::move(state), ChunkTokens(policy.options().exec_block)));
 }
 
 absl::Status Session::Run(std::span<const int32_t> tokens, bool logits, LogitsVisitor visit,
                           const Progress& progress, const std::atomic<bool>* cancel) {
-  const size_t chunk = static_cast<size_t>(ChunkTokens(exec_block_));
+  const size_t chunk = static_cast<size_t>(chunk_tokens_);
   for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
     const auto part = tokens.subspan(begin, std::min(tokens.size() - begin, chunk));
     const int64_t rows = static_cast<int64_t>(part.size());
@@ -72,7 +72,7 @@ absl::StatusOr<std::span<const float>> Session::Step(int32_t token) {
 
 absl::StatusOr<std::unique_ptr<Session>> Session::Fork() {
   INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state, state_->Fork());
-  auto fork = std::unique_ptr<Session>(new Session(transformer_, std::move(state), exec_block_));
+  auto fork = std::unique_ptr<Session>(new Session(transformer_, std::move(state), chunk_tokens_));
   fork->position_ = position_;
   return fork;
 }

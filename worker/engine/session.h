@@ -26,9 +26,13 @@ class Session {
   // Tokens read so far.
   int64_t position() const { return position_; }
 
+  // Tokens of a chunk: how Ingest() cuts what it reads, from the first token on. A fork made at a
+  // multiple of it reads on in the same chunks, so to the same bits, as one session would.
+  int64_t chunk_tokens() const { return chunk_tokens_; }
+
   // Called after each chunk with the tokens of this call read so far.
   using Progress = std::function<void(int64_t tokens_done)>;
-  // Reads tokens in chunks of a multiple of exec_block. CANCELLED if *cancel becomes true.
+  // Reads tokens in chunks, a multiple of exec_block. CANCELLED if *cancel becomes true.
   absl::Status Ingest(std::span<const int32_t> tokens, const Progress& progress = nullptr,
                       const std::atomic<bool>* cancel = nullptr);
 
@@ -45,15 +49,15 @@ class Session {
   AttentionState& state() { return *state_; }
 
  private:
-  Session(Transformer& transformer, std::unique_ptr<AttentionState> state, int64_t exec_block)
-      : transformer_(transformer), state_(std::move(state)), exec_block_(exec_block) {}
+  Session(Transformer& transformer, std::unique_ptr<AttentionState> state, int64_t chunk_tokens)
+      : transformer_(transformer), state_(std::move(state)), chunk_tokens_(chunk_tokens) {}
 
   absl::Status Run(std::span<const int32_t> tokens, bool logits, LogitsVisitor visit,
                    const Progress& progress, const std::atomic<bool>* cancel);
 
   Transformer& transformer_;
   std::unique_ptr<AttentionState> state_;
-  const int64_t exec_block_;
+  const int64_t chunk_tokens_;
   int64_t position_ = 0;
   std::vector<float> logits_;
 };
