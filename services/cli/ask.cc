@@ -10,12 +10,12 @@
 #include "absl/strings/str_replace.h"
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
-#include "services/cli/evidence.h"
 #include "services/cli/interrupt.h"
 #include "services/cli/progress.h"
 #include "services/cli/runtime.h"
 #include "services/cli/sampling_flags.h"
 #include "services/common/byte_size.h"
+#include "services/eval/evidence.h"
 
 namespace infllm::services {
 namespace {
@@ -44,10 +44,25 @@ struct Ingested {
   std::vector<double> rates;  // tokens/s of each tenth of the text
 };
 
+// Where in the text the passages of --evidence are.
+absl::StatusOr<std::vector<TextRange>> FindEvidence(const AskFlags& flags,
+                                                    const std::string& text) {
+  std::vector<TextRange> ranges;
+  for (const std::string& passage : flags.evidence) {
+    const size_t at = passage.empty() ? std::string::npos : text.find(passage);
+    if (at == std::string::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--evidence \"", passage, "\" does not occur in the text"));
+    }
+    ranges.push_back(
+        {.begin = static_cast<int64_t>(at), .end = static_cast<int64_t>(at + passage.size())});
+  }
+  return ranges;
+}
+
 absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const std::string& text,
-                                const Interrupt& interrupt) {
+                                std::span<const int32_t> ids, const Interrupt& interrupt) {
   Ingested result;
-  const std::vector<int32_t> ids = runtime.model->EncodePrompt(text);
   result.tokens = static_cast<int64_t>(ids.size());
   INFLLM_ASSIGN_OR_RETURN(result.session, runtime.NewSession());
   if (!flags.runtime.json) {
@@ -80,6 +95,7 @@ absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Ses
   INFLLM_ASSIGN_OR_RETURN(const auto session, ingested.Fork());
   if (watch != nullptr) session->state().set_observer(watch->observer());
   const std::vector<int32_t> ids = QuestionTokens(*runtime.model, flags, question);
+  const int64_t begin = session->position() + static_cast<int64_t>(ids.size()) - 1;
   const auto decoder = runtime.model->tokenizer->NewStreamDecoder(/*continuation=*/true);
   std::string text;
   const auto print = [&](const std::string& piece) {
@@ -105,11 +121,16 @@ absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Ses
               {"time_to_first_token_seconds", result->first_token_seconds},
               {"total_seconds", result->total_seconds}};
   if (watch != nullptr) {
-    out["evidence"] = {
-        {"first_block", watch->first_block()},    {"last_block", watch->last_block()},
-        {"in_window", watch->in_window()},        {"layers_that_retrieved", watch->layers_hit()},
-        {"layers", runtime.model->config.layers}, {"best_rank", watch->best_rank()}};
-    if (!flags.runtime.json) absl::PrintF("   (%s)\n", watch->Describe());
+    const Retrieval retrieval = watch->Result(begin);
+    const EvidenceWatch::Blocks blocks = watch->blocks().front();
+    out["evidence"] = {{"first_block", blocks.first},
+                       {"last_block", blocks.last},
+                       {"in_window", retrieval.in_window},
+                       {"layers_that_retrieved", retrieval.layers.size()},
+                       {"layers", runtime.model->config.layers},
+                       {"best_rank", retrieval.best_rank},
+                       {"hit", retrieval.hit()}};
+    if (!flags.runtime.json) absl::PrintF("   (%s)\n", watch->Describe(begin));
   }
   return out;
 }
@@ -177,24 +198,25 @@ absl::Status RunAsk(const AskFlags& flags) {
                                                    " times: give one for each question, or none"));
   }
   INFLLM_ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text));
+  INFLLM_ASSIGN_OR_RETURN(const std::vector<TextRange> evidence, FindEvidence(flags, text));
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Make(flags.runtime));
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(*runtime->model, flags.runtime.model));
   std::vector<EvidenceWatch> watches;
-  for (const std::string& passage : flags.evidence) {
-    INFLLM_ASSIGN_OR_RETURN(
-        watches.emplace_back(),
-        EvidenceWatch::Find(*runtime->model, runtime->policy->options(), text, passage));
+  const std::vector<int32_t> ids = runtime->model->EncodePrompt(text);
+  for (const TokenRange& tokens : LocateTokens(*runtime->model->tokenizer, ids, text, evidence)) {
+    watches.emplace_back(std::span(&tokens, 1), runtime->policy->options(),
+                         runtime->model->config.layers);
   }
 
   const Interrupt interrupt;
-  INFLLM_ASSIGN_OR_RETURN(const Ingested ingested, Ingest(*runtime, flags, text, interrupt));
+  INFLLM_ASSIGN_OR_RETURN(const Ingested ingested, Ingest(*runtime, flags, text, ids, interrupt));
   Json answers = Json::array();
   int64_t hits = 0;
   for (size_t i = 0; i < flags.questions.size(); ++i) {
     EvidenceWatch* watch = watches.empty() ? nullptr : &watches[i];
     INFLLM_ASSIGN_OR_RETURN(Json answer, Answer(*runtime, flags, *ingested.session,
                                                 flags.questions[i], watch, interrupt));
-    if (watch != nullptr && watch->hit()) ++hits;
+    if (watch != nullptr && answer["evidence"]["hit"].get<bool>()) ++hits;
     answers.push_back(std::move(answer));
   }
 

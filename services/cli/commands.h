@@ -17,5 +17,6 @@ using Command = std::function<absl::Status()>;
 Command AddGenerateCommand(CLI::App& app);
 Command AddAskCommand(CLI::App& app);
 Command AddScoreCommand(CLI::App& app);
+Command AddEvalCommand(CLI::App& app);
 
 }  // namespace infllm::services

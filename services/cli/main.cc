@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
       made.emplace_back(command, make(*command));
     };
     add("ask", "read a text once and answer questions about it", &AddAskCommand);
+    add("eval", "measure what is recalled from long texts, policy by policy", &AddEvalCommand);
     add("generate", "continue a prompt", &AddGenerateCommand);
     add("score", "likelihood of a text, token by token, in one pass", &AddScoreCommand);
     return made;

@@ -28,12 +28,13 @@ struct Answer {
 struct Reading {
   int64_t tokens_read = 0;
   double seconds = 0;
-  int64_t ram_bytes = 0;
-  int64_t cold_bytes = 0;
+  int64_t ram_bytes = 0;   // keys, values and representatives after it, in memory
+  int64_t cold_bytes = 0;  // and on disk
 };
 
 struct SubjectEvents {
-  // A sample's text has been read. Answers to its questions follow, in order.
+  // A sample's text has been read, as far as the subject can tell. Answers to its questions follow,
+  // in order; samples may come in any.
   std::function<absl::Status(size_t sample, const Reading&)> on_read;
   std::function<absl::Status(size_t sample, size_t question, const Answer&)> on_answer;
   // Tokens read so far, of how many that these samples need in all.
@@ -51,12 +52,13 @@ class Subject {
   // the reading of what they have in common. CANCELLED if *cancel becomes true.
   virtual absl::Status Ask(std::span<const Sample> samples, const SubjectEvents& events,
                            const std::atomic<bool>* cancel) = 0;
-  // Reads a text and tells the negative log-likelihood of each token but the first.
+  // Reads the first tokens of a text and tells the negative log-likelihood of each but the first.
   // UNIMPLEMENTED where the subject cannot tell.
-  virtual absl::Status Perplexity(std::string_view text, int64_t most_tokens,
-                                  const std::function<void(int64_t position, double nll)>& visit,
-                                  const std::function<void(int64_t done, int64_t total)>& progress,
-                                  const std::atomic<bool>* cancel) = 0;
+  virtual absl::StatusOr<Reading> Perplexity(
+      std::string_view text, int64_t most_tokens,
+      const std::function<void(int64_t position, double nll)>& visit,
+      const std::function<void(int64_t done, int64_t total)>& progress,
+      const std::atomic<bool>* cancel) = 0;
 };
 
 }  // namespace infllm::services
