@@ -25,6 +25,8 @@ struct ContextOptions {
 struct SelectRequest {
   std::span<const float> query;  // [q_heads, head_dim]: mean of the far-rotated queries
   int32_t k = 0;
+  // Each KV head takes its own k blocks by the scores of its query heads.
+  bool per_kv_head = false;
   kernels::Scoring scoring = kernels::Scoring::kMean;
   // Blocks that the caller holds already, ascending: they are returned without payload.
   std::span<const int64_t> have;
@@ -32,12 +34,14 @@ struct SelectRequest {
 
 struct SelectedBlock {
   int64_t index = 0;
-  float score = 0;
-  BlockHandle block;  // empty if the caller said it has it
+  float score = 0;        // the largest, where KV heads select for themselves
+  uint64_t kv_heads = 0;  // bit g: KV head g selected it; all ones if heads select together
+  BlockHandle block;      // empty if the caller said it has it
 };
 
 struct Selection {
-  std::vector<SelectedBlock> blocks;  // min(k, published) of them, ascending by index
+  // Ascending by index. min(k, published) of them; with per_kv_head the union over KV heads.
+  std::vector<SelectedBlock> blocks;
 };
 
 struct StoreStats {
@@ -77,8 +81,9 @@ class MemoryStore {
   virtual absl::Status Append(ContextId context, int32_t layer, int64_t first_block,
                               std::span<const std::byte> payloads) = 0;
 
-  // Makes stored blocks selectable: representatives [count, q_heads, head_dim] of blocks
-  // first_block, ... Representatives wait for later queries, so they come after the payloads.
+  // Makes stored blocks selectable: representatives [count, slots, heads, head_dim]
+  // (Geometry::representative_shape) of blocks first_block, ... They wait for later queries, so
+  // they come after the payloads. They are kept in the geometry's dtype.
   //   FAILED_PRECONDITION  a block's payload is not stored yet, a gap, or the context is sealed
   //   ALREADY_EXISTS       a block has different representatives already
   virtual absl::Status Publish(ContextId context, int32_t layer, int64_t first_block,
