@@ -168,6 +168,7 @@ void RunScoreBlocks(benchmark::State& state, int64_t blocks, int64_t q_heads, in
   args.chunks = {&chunk, 1};
   args.out = scores.data();
   args.q_heads = q_heads;
+  args.kv_heads = q_heads;
   args.head_dim = head_dim;
   args.scale = 0.1f;
   args.scoring = scoring;

@@ -57,10 +57,11 @@ inline std::vector<BackendUnderTest> BackendsUnderTest() {
          },
          {}});
   }
-  all.push_back({"cuda",
-                 [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
-                 {"PackWeight", "Linear", "Rope", "SiluMul", "CopyColumns", "StorePage",
-                  "Attention", "Representatives", "MeanQuery", "ScoreBlocks", "TopK"}});
+  all.push_back(
+      {"cuda",
+       [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
+       {"PackWeight", "Linear", "Rope", "SiluMul", "CopyColumns", "StorePage", "RotatePage",
+        "Attention", "Representatives", "MeanQuery", "ScoreBlocks", "TopK"}});
   return all;
 }
 

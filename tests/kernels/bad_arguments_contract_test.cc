@@ -32,6 +32,14 @@ class BackendContract : public testing::BackendTest {
     rms_norm_ = {p, p, p, 1, 8, 1e-5f};
     rope_ = {p, p, p, 1, 1, 8, 1};
     store_ = {p, p + 100, DType::kF32, 8, 1, 1, 8};
+    rotate_ = {.k = p,
+               .table = p,
+               .out = p + 100,
+               .head_stride = 16,
+               .out_head_stride = 24,
+               .tokens = 2,
+               .kv_heads = 2,
+               .head_dim = 8};
     segment_ = {.k = p, .v = p, .head_stride = 8, .position = 0, .tokens = 1, .mass_stride = 1};
     attention_ = {.q_near = p,
                   .q_far = p,
@@ -54,7 +62,12 @@ class BackendContract : public testing::BackendTest {
                        .top = 2};
     mean_query_ = {p, p + 1000, 1, 2, 8};
     chunk_ = {p, 3};
-    score_ = {.query = p, .chunks = {&chunk_, 1}, .out = p + 1000, .q_heads = 2, .head_dim = 8};
+    score_ = {.query = p,
+              .chunks = {&chunk_, 1},
+              .out = p + 1000,
+              .q_heads = 2,
+              .kv_heads = 1,
+              .head_dim = 8};
   }
 
   // Each op called with valid arguments. Linear needs PackWeight to have worked.
@@ -75,6 +88,7 @@ class BackendContract : public testing::BackendTest {
         {"SiluMul", [this, p] { return backend_->SiluMul(p, p + 100, 1, 8); }},
         {"CopyColumns", [this, p] { return backend_->CopyColumns(p, 8, 0, p + 100, 8, 0, 1, 8); }},
         {"StorePage", [this] { return backend_->StorePage(store_); }},
+        {"RotatePage", [this] { return backend_->RotatePage(rotate_); }},
         {"Attention", [this] { return backend_->Attention(attention_); }},
         {"Representatives", [this] { return backend_->Representatives(representative_); }},
         {"MeanQuery", [this] { return backend_->MeanQuery(mean_query_); }},
@@ -107,6 +121,7 @@ class BackendContract : public testing::BackendTest {
   RmsNormArgs rms_norm_;
   RopeArgs rope_;
   StorePageArgs store_;
+  RotatePageArgs rotate_;
   KvSegment segment_;
   AttentionArgs attention_;
   RepresentativeArgs representative_;

@@ -157,6 +157,7 @@ std::vector<float> Score(Backend& backend, const BlockProblem& problem, Scoring 
   args.chunks = chunks;
   args.out = out.data();
   args.q_heads = problem.q_heads;
+  args.kv_heads = 1;
   args.head_dim = problem.head_dim;
   args.scale = problem.scale;
   args.scoring = scoring;
