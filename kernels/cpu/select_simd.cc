@@ -12,8 +12,9 @@ constexpr int64_t kWideRow = 512;
 
 int LanesLeft(int64_t n, int64_t i) { return static_cast<int>(n - i < kLanes ? n - i : kLanes); }
 
+// Lanes whose sum is a . b.
 template <typename T>
-float WideDot(const float* a, const T* b, int64_t width) {
+inline VecF Products(const float* a, const T* b, int64_t width) {
   constexpr int kSums = 4;
   VecF sums[kSums] = {};
   int64_t i = 0;
@@ -25,14 +26,30 @@ float WideDot(const float* a, const T* b, int64_t width) {
     const int here = LanesLeft(width, i);
     sums[0] += LoadPartial(a + i, here) * LoadPartial(b + i, here);
   }
-  return ReduceAdd((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// Lane r is a[r * a_stride ...] . row_of(r)[...] for r < count <= kLanes; others repeat the last.
+// Lane r is the sum of the lanes of rows[r].
+inline VecF ReduceRows(VecF (&rows)[kLanes]) {
+  Transpose(rows);
+  VecF total = rows[0];
+#pragma GCC unroll 16
+  for (int r = 1; r < kLanes; ++r) total += rows[r];
+  return total;
+}
+
+// Lane r is a[r * a_stride ...] . row_of(r)[...] for r < count <= kLanes; the others are anything.
 // kFull says that count is kLanes.
 template <bool kFull, typename RowOf>
 inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t count,
                        int64_t width) {
+  if (width > 4 * kLanes) {  // row by row, as memory likes it best
+    VecF sums[kLanes] = {};
+    for (int r = 0; r < (kFull ? kLanes : count); ++r) {
+      sums[r] = Products(a + r * a_stride, row_of(r), width);
+    }
+    return ReduceRows(sums);
+  }
   VecF sums[kLanes] = {};
   const auto add = [&](int64_t i, auto load) __attribute__((always_inline)) {
 #pragma GCC unroll 16
@@ -46,11 +63,7 @@ inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t c
   if (i < width) {
     add(i, [n = static_cast<int>(width - i)](const auto* p) { return LoadPartial(p, n); });
   }
-  Transpose(sums);
-  VecF total = sums[0];
-#pragma GCC unroll 16
-  for (int r = 1; r < kLanes; ++r) total += sums[r];
-  return total;
+  return ReduceRows(sums);
 }
 template <typename RowOf>
 inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t count,
@@ -62,7 +75,8 @@ inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t c
 template <typename T>
 void DotsOf(const float* query, const T* rows, int64_t count, int64_t width, float* out) {
   if (width >= kWideRow) {
-    for (int64_t r = 0; r < count; ++r) out[r] = WideDot(query, rows + r * width, width);
+    for (int64_t r = 0; r < count; ++r)
+      out[r] = ReduceAdd(Products(query, rows + r * width, width));
     return;
   }
   for (int64_t r = 0; r < count; r += kLanes) {
@@ -97,7 +111,7 @@ inline VecF SlotDots(const HeadQueries& queries, const float* query, const T* sl
   if (dim >= kWideRow) {
     VecF dots = {};
     for (int i = 0; i < LanesLeft(queries.heads, h); ++i) {
-      dots[i] = WideDot(query + (h + i) * dim, slot + (h + i) * dim, dim);
+      dots[i] = ReduceAdd(Products(query + (h + i) * dim, slot + (h + i) * dim, dim));
     }
     return dots;
   }
@@ -111,15 +125,16 @@ void HeadDotsOf(const HeadQueries& queries, const T* rows, int64_t blocks, float
   const int64_t width = PaddedHeads(queries.heads);
   const int64_t slot_size = queries.heads / queries.heads_per_row * queries.head_dim;
   const int64_t query_size = queries.sum_slots ? queries.heads * queries.head_dim : 0;
-  for (int64_t b = 0; b < blocks; ++b, rows += queries.slots * slot_size, logits += width) {
-    for (int64_t h = 0; h < width; h += kLanes) {
-      VecF logit = SlotDots(queries, queries.query, rows, h);
-      for (int64_t s = 1; s < queries.slots; ++s) {
-        const VecF next =
-            SlotDots(queries, queries.query + s * query_size, rows + s * slot_size, h);
-        logit = queries.sum_slots ? logit + next : Max(logit, next);
+  for (int64_t b = 0; b < blocks; ++b, logits += width) {
+    for (int64_t s = 0; s < queries.slots; ++s, rows += slot_size) {
+      for (int64_t h = 0; h < width; h += kLanes) {
+        VecF dots = SlotDots(queries, queries.query + s * query_size, rows, h) * Set(queries.scale);
+        if (s > 0) {
+          const VecF before = Load(logits + h);
+          dots = queries.sum_slots ? before + dots : Max(before, dots);
+        }
+        Store(logits + h, dots);
       }
-      Store(logits + h, logit * Set(queries.scale));
     }
   }
 }
@@ -162,8 +177,9 @@ void GroupSums(const float* x, const float* weight, int64_t blocks, int64_t head
     VecF sum = {};
     for (int64_t h = 0; h < heads; ++h) {
       if (h % kLanes == 0) {
+#pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) {
-          by_head[i] = i < here ? Load(x + (b + i) * width + h) : VecF{};
+          by_head[i] = Load(x + (b + (i < here ? i : 0)) * width + h);
         }
         Transpose(by_head);
       }
