@@ -165,7 +165,7 @@ struct AttentionArgs {
 struct RotatePageArgs {
   const void* k = nullptr;       // [kv_heads, tokens, head_dim], head_stride between heads
   const float* table = nullptr;  // [tokens, head_dim], as in RopeArgs
-  void* out = nullptr;           // [kv_heads, tokens, head_dim], out_head_stride; not k
+  void* out = nullptr;           // [kv_heads, tokens, head_dim], out_head_stride; apart from k
   DType dtype = DType::kF32;     // kF32 or kBF16
   int64_t head_stride = 0;       // elements
   int64_t out_head_stride = 0;   // elements
@@ -232,7 +232,7 @@ struct MeanQueryArgs {
 // How the logits of the query heads become the score of a block. The logit of head h and block b is
 //   kMeanKey  q_h . r_bh
 //   kKeys     max over slots s of q_h . r_bsh
-//   kBounds   sum over d of max(q_hd min_bgd, q_hd max_bgd), g the KV head of h
+//   kBounds   sum over d of max(q_hd min_bgd, q_hd max_bgd), g the KV head of h; min <= max
 enum class Scoring : uint8_t {
   kMean,      // sum over heads of the logits: the paper's
   kHeadVote,  // sum over heads of softmax over all blocks of scale * logit

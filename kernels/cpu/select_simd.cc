@@ -128,11 +128,12 @@ void HeadDotsOf(const HeadQueries& queries, const T* rows, int64_t blocks, float
   for (int64_t b = 0; b < blocks; ++b, logits += width) {
     for (int64_t s = 0; s < queries.slots; ++s, rows += slot_size) {
       for (int64_t h = 0; h < width; h += kLanes) {
-        VecF dots = SlotDots(queries, queries.query + s * query_size, rows, h) * Set(queries.scale);
+        VecF dots = SlotDots(queries, queries.query + s * query_size, rows, h);
         if (s > 0) {
           const VecF before = Load(logits + h);
           dots = queries.sum_slots ? before + dots : Max(before, dots);
         }
+        if (s == queries.slots - 1) dots *= Set(queries.scale);
         Store(logits + h, dots);
       }
     }
