@@ -21,7 +21,8 @@ struct Geometry {
   int32_t kv_heads = 0;
   int32_t head_dim = 0;
   int32_t block_tokens = 0;
-  kernels::DType dtype = kernels::DType::kF32;  // of keys and values; representatives have it too
+  // Of keys and values, and of the representatives as they are kept. kF32 or kBF16.
+  kernels::DType dtype = kernels::DType::kF32;
   kernels::RepresentativeKind representative = kernels::RepresentativeKind::kMeanKey;
   int32_t repr_top_k = 1;  // slots of RepresentativeKind::kKeys; not used by the others
 
@@ -36,6 +37,8 @@ struct Geometry {
   size_t representative_floats() const {
     return static_cast<size_t>(representative_shape().rows() * head_dim);
   }
+  // [q_heads, head_dim].
+  size_t query_floats() const { return size_t{1} * q_heads * head_dim; }
   friend bool operator==(const Geometry&, const Geometry&) = default;
 };
 
