@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 
+#include "kernels/backend.h"
 #include "kernels/core/dtype.h"
 
 namespace infllm::memstore {
@@ -20,14 +21,24 @@ struct Geometry {
   int32_t kv_heads = 0;
   int32_t head_dim = 0;
   int32_t block_tokens = 0;
-  kernels::DType dtype = kernels::DType::kF32;  // of keys and values
+  // Of keys and values, and of the representatives as they are kept. kF32 or kBF16.
+  kernels::DType dtype = kernels::DType::kF32;
+  kernels::RepresentativeKind representative = kernels::RepresentativeKind::kMeanKey;
+  int32_t repr_top_k = 1;  // slots of RepresentativeKind::kKeys; not used by the others
 
   // One layer's K then V, each [kv_heads, block_tokens, head_dim], row-major.
   size_t payload_bytes() const {
     return size_t{2} * kv_heads * block_tokens * head_dim * kernels::SizeOf(dtype);
   }
-  // [q_heads, head_dim] fp32: one mean representative key per query head.
-  size_t representative_floats() const { return size_t{1} * q_heads * head_dim; }
+  kernels::RepresentativeShape representative_shape() const {
+    return kernels::ShapeOf(representative, repr_top_k, q_heads, kv_heads);
+  }
+  // [slots, heads, head_dim] of representative_shape().
+  size_t representative_floats() const {
+    return static_cast<size_t>(representative_shape().rows() * head_dim);
+  }
+  // [q_heads, head_dim].
+  size_t query_floats() const { return size_t{1} * q_heads * head_dim; }
   friend bool operator==(const Geometry&, const Geometry&) = default;
 };
 

@@ -1,5 +1,6 @@
 // The form of a block outside RAM: a header of fixed size that says whose block this is, then the
-// payload. Little-endian; all bytes not named are zero.
+// payload. Little-endian; all bytes not named are zero. Nothing here depends on how blocks are
+// represented for selection, so the geometry's representatives are not in it.
 //    0  u64  magic "INFLLMKV"         56  u64  owning context
 //    8  u32  format version           64  i64  index
 //   12  u32  header bytes             72  i32  layer

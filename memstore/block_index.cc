@@ -18,79 +18,97 @@ constexpr int64_t kMaxChunkBytes = 4 << 20;
 
 class ChunkedIndex final : public BlockIndex {
  public:
-  ChunkedIndex(kernels::Backend& backend, int64_t q_heads, int64_t head_dim,
+  ChunkedIndex(kernels::Backend& backend, const Geometry& geometry,
                std::atomic<int64_t>& allocated_bytes)
       : backend_(backend),
-        q_heads_(q_heads),
-        head_dim_(head_dim),
+        geometry_(geometry),
+        floats_(geometry.representative_floats()),
+        block_bytes_(floats_ * kernels::SizeOf(geometry.dtype)),
         allocated_bytes_(allocated_bytes) {}
 
   int64_t size() const override { return size_; }
-  size_t size_bytes() const override { return size_ * width() * sizeof(float); }
+  size_t size_bytes() const override { return size_ * block_bytes_; }
 
   absl::Status Add(std::span<const float> representatives) override {
-    if (representatives.size() % width() != 0) {
+    if (representatives.size() % floats_ != 0) {
       return absl::InvalidArgumentError(
           absl::StrCat("representatives have ", representatives.size(), " floats, which is not a ",
-                       "multiple of q_heads * head_dim = ", width()));
+                       "multiple of slots * heads * head_dim = ", floats_));
     }
     while (!representatives.empty()) {
-      if (room_ == 0) INFLLM_RETURN_IF_ERROR(AddChunk(representatives.size() / width()));
-      const size_t floats = std::min(representatives.size(), static_cast<size_t>(room_) * width());
+      if (room_ == 0) INFLLM_RETURN_IF_ERROR(AddChunk(representatives.size() / floats_));
+      const size_t blocks = std::min(representatives.size() / floats_, static_cast<size_t>(room_));
       View& last = views_.back();
-      std::memcpy(last.storage->data() + last.blocks * width(), representatives.data(),
-                  floats * sizeof(float));
-      const int64_t blocks = static_cast<int64_t>(floats / width());
-      last.blocks += blocks;
-      room_ -= blocks;
-      size_ += blocks;
-      representatives = representatives.subspan(floats);
+      Store(representatives.first(blocks * floats_),
+            last.storage->data() + last.blocks * block_bytes_);
+      last.blocks += static_cast<int64_t>(blocks);
+      room_ -= static_cast<int64_t>(blocks);
+      size_ += static_cast<int64_t>(blocks);
+      representatives = representatives.subspan(blocks * floats_);
     }
     return absl::OkStatus();
   }
 
-  std::span<const float> representative(int64_t block) const override {
+  bool Holds(int64_t block, std::span<const float> representative) const override {
     INFLLM_CHECK(block >= 0 && block < size_);
+    if (representative.size() != floats_) return false;
     const auto view = std::upper_bound(views_.begin(), views_.end(), block,
                                        [](int64_t b, const View& v) { return b < v.first; }) -
                       1;
-    return {view->storage->data() + (block - view->first) * width(), width()};
+    const std::byte* kept = view->storage->data() + (block - view->first) * block_bytes_;
+    if (geometry_.dtype == kernels::DType::kF32) {
+      return std::memcmp(kept, representative.data(), block_bytes_) == 0;
+    }
+    const auto* bits = reinterpret_cast<const uint16_t*>(kept);
+    return std::equal(representative.begin(), representative.end(), bits,
+                      [](float value, uint16_t b) { return kernels::BF16(value).bits == b; });
   }
 
-  absl::StatusOr<std::vector<ScoredBlock>> TopK(std::span<const float> query, int64_t k,
-                                                kernels::Scoring scoring) override {
-    if (query.size() != width()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "query has ", query.size(), " floats, expected q_heads * head_dim = ", width()));
+  absl::StatusOr<std::vector<std::vector<ScoredBlock>>> TopK(std::span<const float> query,
+                                                             int64_t k, kernels::Scoring scoring,
+                                                             bool per_kv_head) override {
+    if (query.size() != geometry_.query_floats()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("query has ", query.size(),
+                       " floats, expected q_heads * head_dim = ", geometry_.query_floats()));
     }
+    const int64_t groups = per_kv_head ? geometry_.kv_heads : 1;
+    std::vector<std::vector<ScoredBlock>> result(groups);
     k = std::min(k, size_);
-    if (k <= 0) return std::vector<ScoredBlock>();
+    if (k <= 0) return result;
     chunks_.clear();
     for (const View& view : views_) {
       chunks_.push_back({.data = view.storage->data(), .blocks = view.blocks});
     }
-    scores_.resize(size_);
+    scores_.resize(groups * size_);
     INFLLM_RETURN_IF_ERROR(backend_.ScoreBlocks({
         .query = query.data(),
         .chunks = chunks_,
         .out = scores_.data(),
-        .q_heads = q_heads_,
-        .head_dim = head_dim_,
-        .scale = 1.0f / std::sqrt(static_cast<float>(head_dim_)),
+        .kind = geometry_.representative,
+        .dtype = geometry_.dtype,
+        .slots = geometry_.representative_shape().slots,
+        .q_heads = geometry_.q_heads,
+        .kv_heads = geometry_.kv_heads,
+        .head_dim = geometry_.head_dim,
+        .groups = groups,
+        .scale = 1.0f / std::sqrt(static_cast<float>(geometry_.head_dim)),
         .scoring = scoring,
     }));
-    std::vector<int64_t> best(k);
-    INFLLM_RETURN_IF_ERROR(backend_.TopK(scores_.data(), size_, k, best));
-    std::vector<ScoredBlock> result;
-    result.reserve(k);
-    for (int64_t index : best) result.push_back({.index = index, .score = scores_[index]});
+    best_.resize(k);
+    for (int64_t group = 0; group < groups; ++group) {
+      const float* scores = scores_.data() + group * size_;
+      INFLLM_RETURN_IF_ERROR(backend_.TopK(scores, size_, k, best_));
+      result[group].reserve(k);
+      for (int64_t index : best_) result[group].push_back({.index = index, .score = scores[index]});
+    }
     return result;
   }
 
   // Shares every chunk. The last one may have room: it stays the original's to fill, behind the
   // blocks that the fork can see; the fork opens a chunk of its own.
   std::unique_ptr<BlockIndex> Fork() const override {
-    auto fork = std::make_unique<ChunkedIndex>(backend_, q_heads_, head_dim_, allocated_bytes_);
+    auto fork = std::make_unique<ChunkedIndex>(backend_, geometry_, allocated_bytes_);
     fork->views_ = views_;
     fork->size_ = size_;
     return fork;
@@ -106,7 +124,7 @@ class ChunkedIndex final : public BlockIndex {
     ~Storage() { allocated_bytes_ -= static_cast<int64_t>(buffer_.size_bytes()); }
     Storage(const Storage&) = delete;
     Storage& operator=(const Storage&) = delete;
-    float* data() const { return buffer_.as<float>(); }
+    std::byte* data() const { return buffer_.as<std::byte>(); }
 
    private:
     kernels::Buffer buffer_;
@@ -118,12 +136,21 @@ class ChunkedIndex final : public BlockIndex {
     int64_t blocks = 0;                      // filled, as far as this index can see
   };
 
-  size_t width() const { return static_cast<size_t>(q_heads_ * head_dim_); }
+  // Writes to `out` in the geometry's dtype.
+  void Store(std::span<const float> representatives, std::byte* out) const {
+    if (geometry_.dtype == kernels::DType::kF32) {
+      std::memcpy(out, representatives.data(), representatives.size_bytes());
+      return;
+    }
+    std::transform(representatives.begin(), representatives.end(), reinterpret_cast<uint16_t*>(out),
+                   [](float value) { return kernels::BF16(value).bits; });
+  }
 
   absl::Status AddChunk(int64_t wanted_blocks) {
-    const int64_t block_bytes = static_cast<int64_t>(width() * sizeof(float));
-    const int64_t most = std::max(kMinChunkBlocks, kMaxChunkBytes / block_bytes);
-    const int64_t blocks = std::clamp(std::max(size_, wanted_blocks), kMinChunkBlocks, most);
+    const auto block_bytes = static_cast<int64_t>(block_bytes_);
+    const int64_t most = std::max(int64_t{1}, kMaxChunkBytes / block_bytes);
+    const int64_t blocks =
+        std::clamp(std::max(size_, wanted_blocks), std::min(kMinChunkBlocks, most), most);
     INFLLM_ASSIGN_OR_RETURN(kernels::Buffer buffer, backend_.Allocate(blocks * block_bytes));
     views_.push_back({.storage = std::make_shared<Storage>(std::move(buffer), allocated_bytes_),
                       .first = size_});
@@ -132,21 +159,23 @@ class ChunkedIndex final : public BlockIndex {
   }
 
   kernels::Backend& backend_;
-  const int64_t q_heads_;
-  const int64_t head_dim_;
+  const Geometry geometry_;
+  const size_t floats_;       // of one block's representative
+  const size_t block_bytes_;  // of it as it is kept
   std::atomic<int64_t>& allocated_bytes_;
   std::vector<View> views_;
   int64_t size_ = 0;
   int64_t room_ = 0;  // blocks that the last chunk can still take from this index
   std::vector<kernels::RepresentativeChunk> chunks_;  // scratch of TopK
-  std::vector<float> scores_;                         // scratch of TopK
+  std::vector<float> scores_;                         // scratch of TopK: [groups, size_]
+  std::vector<int64_t> best_;                         // scratch of TopK
 };
 
 }  // namespace
 
-std::unique_ptr<BlockIndex> NewBlockIndex(kernels::Backend& backend, int64_t q_heads,
-                                          int64_t head_dim, std::atomic<int64_t>& allocated_bytes) {
-  return std::make_unique<ChunkedIndex>(backend, q_heads, head_dim, allocated_bytes);
+std::unique_ptr<BlockIndex> NewBlockIndex(kernels::Backend& backend, const Geometry& geometry,
+                                          std::atomic<int64_t>& allocated_bytes) {
+  return std::make_unique<ChunkedIndex>(backend, geometry, allocated_bytes);
 }
 
 }  // namespace infllm::memstore

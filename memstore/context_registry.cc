@@ -74,8 +74,7 @@ absl::StatusOr<ContextId> ContextRegistry::Create(const ContextOptions& options)
   std::shared_ptr<Context> context = NewContext(options);
   for (int32_t i = 0; i < options.geometry.layers; ++i) {
     auto layer = std::make_unique<Context::Layer>();
-    layer->index = NewBlockIndex(backend_, options.geometry.q_heads, options.geometry.head_dim,
-                                 representative_bytes_);
+    layer->index = NewBlockIndex(backend_, options.geometry, representative_bytes_);
     context->layers.push_back(std::move(layer));
   }
   return Insert(std::move(context));

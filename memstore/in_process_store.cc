@@ -1,9 +1,7 @@
 #include "memstore/in_process_store.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,42 +10,10 @@
 #include "memstore/crc32c.h"
 #include "memstore/limits.h"
 #include "memstore/tiered_blocks.h"
+#include "memstore/validate.h"
 
 namespace infllm::memstore {
 namespace {
-
-absl::Status CheckField(absl::string_view name, int64_t value, int64_t least, int64_t most) {
-  if (value >= least && value <= most) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, " is ", value, ", must be in [", least, ", ", most, "]"));
-}
-
-absl::Status CheckOptions(const ContextOptions& options) {
-  const Geometry& g = options.geometry;
-  INFLLM_RETURN_IF_ERROR(
-      CheckField("bytes of tenant", options.tenant.size(), 0, limits::kMaxTenantBytes));
-  INFLLM_RETURN_IF_ERROR(CheckField("layers", g.layers, 1, limits::kMaxLayers));
-  INFLLM_RETURN_IF_ERROR(CheckField("q_heads", g.q_heads, 1, limits::kMaxHeads));
-  INFLLM_RETURN_IF_ERROR(CheckField("kv_heads", g.kv_heads, 1, g.q_heads));
-  if (g.q_heads % g.kv_heads != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("q_heads is ", g.q_heads, ", must be a multiple of kv_heads = ", g.kv_heads));
-  }
-  INFLLM_RETURN_IF_ERROR(CheckField("head_dim", g.head_dim, 1, limits::kMaxHeadDim));
-  INFLLM_RETURN_IF_ERROR(CheckField("block_tokens", g.block_tokens, 1, limits::kMaxBlockTokens));
-  INFLLM_RETURN_IF_ERROR(CheckField("dtype", static_cast<int64_t>(g.dtype), 0,
-                                    static_cast<int64_t>(kernels::DType::kF16)));
-  return CheckField("bytes of a block (2 * kv_heads * block_tokens * head_dim * dtype)",
-                    g.payload_bytes(), 1, limits::kMaxPayloadBytes);
-}
-
-absl::Status CheckFinite(absl::string_view name, std::span<const float> values) {
-  const auto bad =
-      std::find_if_not(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
-  if (bad == values.end()) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, " has ", *bad, " at float ", bad - values.begin(), ", must be finite"));
-}
 
 absl::Status Sealed(ContextId id) {
   return absl::FailedPreconditionError(absl::StrCat("context ", static_cast<uint64_t>(id),
@@ -57,6 +23,31 @@ absl::Status Sealed(ContextId id) {
 absl::Status Gap(absl::string_view what, int64_t first_block, int64_t size) {
   return absl::FailedPreconditionError(absl::StrCat(
       what, " of block ", first_block, " would leave a gap: the next block is ", size));
+}
+
+// The best of every group of heads: ascending, each block once.
+std::vector<SelectedBlock> Merge(const std::vector<std::vector<ScoredBlock>>& best,
+                                 bool per_kv_head) {
+  std::vector<SelectedBlock> all;
+  for (size_t group = 0; group < best.size(); ++group) {
+    const uint64_t kv_heads = per_kv_head ? uint64_t{1} << group : ~uint64_t{0};
+    for (const ScoredBlock& block : best[group]) {
+      all.push_back({.index = block.index, .score = block.score, .kv_heads = kv_heads});
+    }
+  }
+  std::sort(all.begin(), all.end(),
+            [](const SelectedBlock& a, const SelectedBlock& b) { return a.index < b.index; });
+  std::vector<SelectedBlock> blocks;
+  blocks.reserve(all.size());
+  for (const SelectedBlock& block : all) {
+    if (blocks.empty() || blocks.back().index != block.index) {
+      blocks.push_back(block);
+    } else {
+      blocks.back().kv_heads |= block.kv_heads;
+      blocks.back().score = std::max(blocks.back().score, block.score);
+    }
+  }
+  return blocks;
 }
 
 class InProcessStore final : public MemoryStore {
@@ -70,7 +61,7 @@ class InProcessStore final : public MemoryStore {
   ~InProcessStore() override { tiers_->Shutdown(); }
 
   absl::StatusOr<ContextId> Create(const ContextOptions& options) override {
-    INFLLM_RETURN_IF_ERROR(CheckOptions(options));
+    INFLLM_RETURN_IF_ERROR(Validate(options));
     const size_t payload_bytes = options.geometry.payload_bytes();
     if (static_cast<int64_t>(payload_bytes) > ram_capacity_bytes_) {
       return absl::ResourceExhaustedError(absl::StrCat("one block has ", payload_bytes,
@@ -100,14 +91,10 @@ class InProcessStore final : public MemoryStore {
   absl::Status Publish(ContextId id, int32_t layer_index, int64_t first_block,
                        std::span<const float> representatives) override {
     INFLLM_ASSIGN_OR_RETURN(const Place place, Find(id, layer_index));
-    const size_t floats = place.context->geometry().representative_floats();
-    if (representatives.size() % floats != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("representatives have ", representatives.size(),
-                       " floats, must be a multiple of q_heads * head_dim = ", floats));
-    }
+    const Geometry& geometry = place.context->geometry();
+    INFLLM_RETURN_IF_ERROR(ValidateRepresentatives(representatives, geometry));
     INFLLM_RETURN_IF_ERROR(CheckIndex(first_block));
-    INFLLM_RETURN_IF_ERROR(CheckFinite("representatives", representatives));
+    const size_t floats = geometry.representative_floats();
     const int64_t count = static_cast<int64_t>(representatives.size() / floats);
 
     const std::lock_guard lock(place.layer->mu);
@@ -121,8 +108,7 @@ class InProcessStore final : public MemoryStore {
     }
     const int64_t known = std::min(count, index.size() - first_block);
     for (int64_t i = 0; i < known; ++i) {
-      const std::span<const float> stored = index.representative(first_block + i);
-      if (std::memcmp(stored.data(), &representatives[i * floats], stored.size_bytes()) != 0) {
+      if (!index.Holds(first_block + i, representatives.subspan(i * floats, floats))) {
         return absl::AlreadyExistsError(
             absl::StrCat("block ", first_block + i, " of layer ", layer_index,
                          " has been published with different representatives"));
@@ -134,7 +120,7 @@ class InProcessStore final : public MemoryStore {
   absl::StatusOr<Selection> Select(ContextId id, int32_t layer_index,
                                    const SelectRequest& request) override {
     INFLLM_ASSIGN_OR_RETURN(const Place place, Find(id, layer_index));
-    INFLLM_RETURN_IF_ERROR(CheckSelect(*place.context, request));
+    INFLLM_RETURN_IF_ERROR(Validate(request, place.context->geometry()));
     ++selects_;
 
     Selection selection;
@@ -142,19 +128,18 @@ class InProcessStore final : public MemoryStore {
     std::vector<size_t> positions;  // in the selection, of those
     {
       const std::lock_guard lock(place.layer->mu);
-      INFLLM_ASSIGN_OR_RETURN(std::vector<ScoredBlock> best,
-                              place.layer->index->TopK(request.query, request.k, request.scoring));
-      std::sort(best.begin(), best.end(),
-                [](const ScoredBlock& a, const ScoredBlock& b) { return a.index < b.index; });
-      selection.blocks.reserve(best.size());
+      INFLLM_ASSIGN_OR_RETURN(
+          const auto best,
+          place.layer->index->TopK(request.query, request.k, request.scoring, request.per_kv_head));
+      selection.blocks = Merge(best, request.per_kv_head);
       auto have = request.have.begin();
-      for (const ScoredBlock& block : best) {
-        while (have != request.have.end() && *have < block.index) ++have;
-        if (have == request.have.end() || *have != block.index) {
-          positions.push_back(selection.blocks.size());
-          lacking.push_back(place.layer->blocks[block.index]);
+      for (size_t i = 0; i < selection.blocks.size(); ++i) {
+        const int64_t index = selection.blocks[i].index;
+        while (have != request.have.end() && *have < index) ++have;
+        if (have == request.have.end() || *have != index) {
+          positions.push_back(i);
+          lacking.push_back(place.layer->blocks[index]);
         }
-        selection.blocks.push_back({.index = block.index, .score = block.score});
       }
     }
     if (lacking.empty()) return selection;
@@ -238,21 +223,6 @@ class InProcessStore final : public MemoryStore {
     if (first_block >= 0) return absl::OkStatus();
     return absl::InvalidArgumentError(
         absl::StrCat("first_block is ", first_block, ", must not be negative"));
-  }
-
-  static absl::Status CheckSelect(const Context& context, const SelectRequest& request) {
-    if (request.query.size() != context.geometry().representative_floats()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "query has ", request.query.size(),
-          " floats, must have q_heads * head_dim = ", context.geometry().representative_floats()));
-    }
-    INFLLM_RETURN_IF_ERROR(CheckField("k", request.k, 0, limits::kMaxSelect));
-    INFLLM_RETURN_IF_ERROR(CheckField("scoring", static_cast<int64_t>(request.scoring), 0,
-                                      static_cast<int64_t>(kernels::Scoring::kHeadVote)));
-    if (!std::is_sorted(request.have.begin(), request.have.end())) {
-      return absl::InvalidArgumentError("the blocks that the caller has are not ascending");
-    }
-    return CheckFinite("query", request.query);
   }
 
   absl::Status AppendOne(const Place& place, int64_t block, std::span<const std::byte> payload) {

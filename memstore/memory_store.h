@@ -25,6 +25,9 @@ struct ContextOptions {
 struct SelectRequest {
   std::span<const float> query;  // [q_heads, head_dim]: mean of the far-rotated queries
   int32_t k = 0;
+  // Each KV head takes its own k blocks by the scores of its query heads. For contexts of at most
+  // limits::kMaxSelectingKvHeads KV heads, k times KV heads at most limits::kMaxSelect.
+  bool per_kv_head = false;
   kernels::Scoring scoring = kernels::Scoring::kMean;
   // Blocks that the caller holds already, ascending: they are returned without payload.
   std::span<const int64_t> have;
@@ -32,12 +35,14 @@ struct SelectRequest {
 
 struct SelectedBlock {
   int64_t index = 0;
-  float score = 0;
-  BlockHandle block;  // empty if the caller said it has it
+  float score = 0;        // the largest of those of the KV heads that selected it
+  uint64_t kv_heads = 0;  // bit g: KV head g selected it; all ones if heads select together
+  BlockHandle block;      // empty if the caller said it has it
 };
 
 struct Selection {
-  std::vector<SelectedBlock> blocks;  // min(k, published) of them, ascending by index
+  // Ascending by index. min(k, published) of them; with per_kv_head the union over KV heads.
+  std::vector<SelectedBlock> blocks;
 };
 
 struct StoreStats {
@@ -77,16 +82,19 @@ class MemoryStore {
   virtual absl::Status Append(ContextId context, int32_t layer, int64_t first_block,
                               std::span<const std::byte> payloads) = 0;
 
-  // Makes stored blocks selectable: representatives [count, q_heads, head_dim] of blocks
-  // first_block, ... Representatives wait for later queries, so they come after the payloads.
+  // Makes stored blocks selectable: representatives [count, slots, heads, head_dim]
+  // (Geometry::representative_shape) of blocks first_block, ... They wait for later queries, so
+  // they come after the payloads. They are kept in the geometry's dtype.
   //   FAILED_PRECONDITION  a block's payload is not stored yet, a gap, or the context is sealed
-  //   ALREADY_EXISTS       a block has different representatives already
+  //   INVALID_ARGUMENT     a value is not finite, or not in the range of the geometry's dtype
+  //   ALREADY_EXISTS       a block has different representatives already, as they are kept
   virtual absl::Status Publish(ContextId context, int32_t layer, int64_t first_block,
                                std::span<const float> representatives) = 0;
 
   // The k published blocks of `layer` most relevant to the query, exact, and the payloads that the
   // caller lacks, in one round trip. May read a cold tier.
-  //   INVALID_ARGUMENT    the query is not finite, k is out of its limits, `have` not ascending
+  //   INVALID_ARGUMENT    the query is not finite, k is out of its limits, `have` not ascending,
+  //                       or too many KV heads to select for themselves
   //   DATA_LOSS           a needed block failed its integrity check; it is never returned
   //   RESOURCE_EXHAUSTED  the payloads do not fit in RAM next to those that handles hold already
   virtual absl::StatusOr<Selection> Select(ContextId context, int32_t layer,

@@ -23,10 +23,7 @@ template <bool kBf16>
 inline VecF LoadRow(const void* row, int64_t offset, int n) {
   if constexpr (kBf16) {
     const uint16_t* p = static_cast<const uint16_t*>(row) + offset;
-    if (n == kLanes) return LoadBf16(p);
-    uint16_t bits[kLanes] = {};
-    std::memcpy(bits, p, static_cast<size_t>(n) * sizeof(uint16_t));
-    return LoadBf16(bits);
+    return LoadPartial(p, n);
   } else {
     const float* p = static_cast<const float*>(row) + offset;
     return n == kLanes ? Load(p) : LoadPartial(p, n);

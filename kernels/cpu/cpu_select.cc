@@ -14,8 +14,8 @@
 namespace infllm::kernels {
 namespace {
 
-// Floats that a thread reads for one range of work, and below which waking others costs more.
-constexpr int64_t kRangeFloats = 64 << 10;
+// Bytes that a thread reads for one range of work, and below which waking others costs more.
+constexpr int64_t kRangeBytes = 256 << 10;
 
 const SelectKernels& KernelsFor(Isa isa) {
   switch (isa) {
@@ -52,14 +52,15 @@ bool AnyAbove(const float* scores, float threshold) {
 
 // The pieces of chunks that cover the blocks [begin, end): body(data, first block, blocks).
 template <typename Body>
-void ForPieces(std::span<const RepresentativeChunk> chunks, int64_t width, int64_t begin,
+void ForPieces(std::span<const RepresentativeChunk> chunks, int64_t block_bytes, int64_t begin,
                int64_t end, Body body) {
   int64_t chunk_begin = 0;
   for (const RepresentativeChunk& chunk : chunks) {
     const int64_t chunk_end = chunk_begin + chunk.blocks;
     const int64_t from = std::max(begin, chunk_begin);
     const int64_t to = std::min(end, chunk_end);
-    if (from < to) body(chunk.data + (from - chunk_begin) * width, from, to - from);
+    const auto* data = static_cast<const std::byte*>(chunk.data);
+    if (from < to) body(data + (from - chunk_begin) * block_bytes, from, to - from);
     chunk_begin = chunk_end;
     if (chunk_begin >= end) return;
   }
@@ -75,12 +76,56 @@ void ForRanges(ThreadPool& pool, int64_t items, int64_t grain,
   }
 }
 
-// out[b] = sum over h of e^(l[b, h] - max_h) / sum_h. Ranges of blocks find their own max and sum;
-// those of all blocks follow from them in the order of the ranges.
-void ScoreByHeadVote(ThreadPool& pool, const SelectKernels& kernels, const ScoreBlocksArgs& args,
-                     int64_t blocks, int64_t grain) {
+// One call of ScoreBlocks, cut into ranges of blocks.
+struct ScoreCall {
+  ThreadPool& pool;
+  const SelectKernels& kernels;
+  const ScoreBlocksArgs& args;
+  bool bf16;
+  int64_t block_elements;
+  int64_t block_bytes;
+  int64_t blocks;
+  int64_t grain;
+};
+
+// Bounds as two products: max(q min, q max) is q max for q > 0 and q min otherwise. So the queries
+// are the negative parts, then the positive parts: out [2, rows, head_dim], each summed over the
+// heads of a row.
+void SplitQueries(const ScoreBlocksArgs& args, int64_t rows, float* out) {
+  const int64_t size = rows * args.head_dim;
+  std::fill_n(out, 2 * size, 0.0f);
+  const int64_t heads_per_row = args.q_heads / rows;
+  for (int64_t h = 0; h < args.q_heads; ++h) {
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      const float q = args.query[h * args.head_dim + d];
+      out[(q > 0 ? size : 0) + h / heads_per_row * args.head_dim + d] += q;
+    }
+  }
+}
+
+// The queries of all heads, each by itself.
+HeadQueries QueriesOfHeads(const ScoreBlocksArgs& args, Scratch& scratch) {
+  HeadQueries queries = {args.query,    args.slots, args.q_heads, /*heads_per_row=*/1,
+                         args.head_dim, false,      args.scale};
+  if (args.kind == RepresentativeKind::kBounds) {
+    float* split = scratch.Get<float>(2 * args.q_heads * args.head_dim);
+    SplitQueries(args, args.q_heads, split);
+    queries.query = split;
+    queries.heads_per_row = args.q_heads / args.kv_heads;
+    queries.sum_slots = true;
+  }
+  return queries;
+}
+
+// out[g, b] = sum over the heads h of g of e^(l[b, h] - max_h) / sum_h. Ranges of blocks find their
+// own max and sum; those of all blocks follow from them in the order of the ranges.
+void ScoreByHeadVote(const ScoreCall& call) {
+  static thread_local Scratch query_scratch;
   static thread_local Scratch scratch;
-  const int64_t width = PaddedHeads(args.q_heads);
+  const SelectKernels& kernels = call.kernels;
+  const HeadQueries queries = QueriesOfHeads(call.args, query_scratch);
+  const int64_t width = PaddedHeads(queries.heads);
+  const int64_t blocks = call.blocks, grain = call.grain;
   const int64_t ranges = (blocks + grain - 1) / grain;
   float* logits = scratch.Get<float>((blocks + 2 * ranges + 2) * width);
   float* range_max = logits + blocks * width;
@@ -88,12 +133,10 @@ void ScoreByHeadVote(ThreadPool& pool, const SelectKernels& kernels, const Score
   float* max = range_sum + ranges * width;
   float* sum = max + width;
 
-  const int64_t block_width = args.q_heads * args.head_dim;
-  ForRanges(pool, blocks, grain, [&](int64_t begin, int64_t end) {
-    ForPieces(args.chunks, block_width, begin, end,
-              [&](const float* data, int64_t first, int64_t count) {
-                kernels.head_dots(args.query, data, count, args.q_heads, args.head_dim, args.scale,
-                                  logits + first * width);
+  ForRanges(call.pool, blocks, grain, [&](int64_t begin, int64_t end) {
+    ForPieces(call.args.chunks, call.block_bytes, begin, end,
+              [&](const void* data, int64_t first, int64_t count) {
+                kernels.head_dots(queries, data, call.bf16, count, logits + first * width);
               });
     const int64_t at = begin / grain * width;
     kernels.exponentials(logits + begin * width, end - begin, width, range_max + at,
@@ -110,13 +153,56 @@ void ScoreByHeadVote(ThreadPool& pool, const SelectKernels& kernels, const Score
     kernels.exp_difference(factor, max, width, factor);
     for (int64_t h = 0; h < width; ++h) sum[h] += factor[h] * range_sum[r * width + h];
   }
-  for (int64_t r = 0; r < ranges; ++r) {
-    float* factor = range_max + r * width;
-    for (int64_t h = 0; h < width; ++h) factor[h] = h < args.q_heads ? factor[h] / sum[h] : 0.0f;
+  for (int64_t i = 0; i < ranges * width; ++i) range_max[i] /= sum[i % width];
+  ForRanges(call.pool, blocks, grain, [&](int64_t begin, int64_t end) {
+    kernels.group_sums(logits + begin * width, range_max + begin / grain * width, end - begin,
+                       queries.heads, call.args.groups, call.args.out + begin, blocks);
+  });
+}
+
+// out[g, b] = sum over the heads of g of their logits. But for kKeys, that is linear in the
+// representatives: one product per group.
+void ScoreByMean(const ScoreCall& call) {
+  static thread_local Scratch query_scratch;
+  const ScoreBlocksArgs& args = call.args;
+  const SelectKernels& kernels = call.kernels;
+  const bool linear = args.kind != RepresentativeKind::kKeys;
+  const float* query = args.query;
+  if (args.kind == RepresentativeKind::kBounds) {
+    float* split = query_scratch.Get<float>(call.block_elements);
+    SplitQueries(args, args.kv_heads, split);
+    query = split;
   }
-  ForRanges(pool, blocks, grain, [&](int64_t begin, int64_t end) {
-    kernels.dots(range_max + begin / grain * width, logits + begin * width, end - begin, width,
-                 args.out + begin);
+  if (linear && args.groups == 1) {
+    ForRanges(call.pool, call.blocks, call.grain, [&](int64_t begin, int64_t end) {
+      ForPieces(args.chunks, call.block_bytes, begin, end,
+                [&](const void* data, int64_t first, int64_t count) {
+                  kernels.dots(query, data, call.bf16, count, call.block_elements,
+                               args.out + first);
+                });
+    });
+    return;
+  }
+  const int64_t rows = linear ? args.groups : args.q_heads;
+  const HeadQueries queries = {query,
+                               args.slots,
+                               rows,
+                               /*heads_per_row=*/1,
+                               call.block_elements / (args.slots * rows),
+                               /*sum_slots=*/linear,
+                               /*scale=*/1};
+  const int64_t width = PaddedHeads(rows);
+  const std::vector<float> ones(static_cast<size_t>(width), 1.0f);
+  ForRanges(call.pool, call.blocks, call.grain, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch scratch;
+    float* logits = scratch.Get<float>((end - begin) * width);
+    ForPieces(args.chunks, call.block_bytes, begin, end,
+              [&](const void* data, int64_t first, int64_t count) {
+                kernels.head_dots(queries, data, call.bf16, count,
+                                  logits + (first - begin) * width);
+              });
+    kernels.group_sums(logits, ones.data(), end - begin, rows, args.groups, args.out + begin,
+                       call.blocks);
   });
 }
 
@@ -126,18 +212,33 @@ void CpuRepresentatives(Isa isa, const RepresentativeArgs& args) {
   static thread_local Scratch index_scratch;
   static thread_local Scratch row_scratch;
   const SelectKernels& kernels = KernelsFor(isa);
+  const bool bf16 = args.kv_dtype == DType::kBF16;
+  const auto element = static_cast<int64_t>(SizeOf(args.kv_dtype));
+  const int64_t dim = args.head_dim;
+  const auto keys_of = [&](int64_t kv_head) {
+    return static_cast<const std::byte*>(args.k) + kv_head * args.head_stride * element;
+  };
+  if (args.kind == RepresentativeKind::kBounds) {
+    for (int64_t g = 0; g < args.kv_heads; ++g) {
+      float* least = args.out + g * dim;
+      kernels.bounds(keys_of(g), args.block_tokens, bf16, dim, least, least + args.kv_heads * dim);
+    }
+    return;
+  }
   const int64_t top = args.top;
   auto* index = index_scratch.Get<int64_t>(top);
   auto* rows = row_scratch.Get<const void*>(top);
-  const auto element = static_cast<int64_t>(SizeOf(args.kv_dtype));
-  const int64_t group = args.q_heads / args.kv_heads;
   for (int64_t h = 0; h < args.q_heads; ++h) {
     CpuTopK(args.mass + h * args.mass_stride, args.block_tokens, top, {index, size_t(top)});
-    const std::byte* k =
-        static_cast<const std::byte*>(args.k) + h / group * args.head_stride * element;
-    for (int64_t i = 0; i < top; ++i) rows[i] = k + index[i] * args.head_dim * element;
-    kernels.mean_rows(rows, top, args.kv_dtype == DType::kBF16, args.head_dim,
-                      args.out + h * args.head_dim);
+    const std::byte* keys = keys_of(h / (args.q_heads / args.kv_heads));
+    for (int64_t i = 0; i < top; ++i) rows[i] = keys + index[i] * dim * element;
+    if (args.kind == RepresentativeKind::kMeanKey) {
+      kernels.mean_rows(rows, top, bf16, dim, args.out + h * dim);
+      continue;
+    }
+    for (int64_t s = 0; s < top; ++s) {
+      kernels.mean_rows(rows + s, 1, bf16, dim, args.out + (s * args.q_heads + h) * dim);
+    }
   }
 }
 
@@ -149,7 +250,7 @@ void CpuMeanQuery(ThreadPool& pool, Isa isa, const MeanQueryArgs& args) {
     std::memcpy(args.out, args.q, static_cast<size_t>(width) * sizeof(float));
     return;
   }
-  const int64_t grain = std::max<int64_t>(kRangeFloats / args.tokens / 128 * 128, 128);
+  const int64_t grain = std::max<int64_t>(kRangeBytes / 4 / args.tokens / 128 * 128, 128);
   ForRanges(pool, width, grain, [&](int64_t begin, int64_t end) {
     static thread_local Scratch scratch;
     auto* rows = scratch.Get<const void*>(args.tokens);
@@ -159,21 +260,20 @@ void CpuMeanQuery(ThreadPool& pool, Isa isa, const MeanQueryArgs& args) {
 }
 
 void CpuScoreBlocks(ThreadPool& pool, Isa isa, const ScoreBlocksArgs& args) {
-  const SelectKernels& kernels = KernelsFor(isa);
   int64_t blocks = 0;
   for (const RepresentativeChunk& chunk : args.chunks) blocks += chunk.blocks;
   if (blocks == 0) return;
-  const int64_t width = args.q_heads * args.head_dim;
-  const int64_t grain = std::max<int64_t>(kRangeFloats / width, 16);
+  const RepresentativeShape shape = ShapeOf(args.kind, args.slots, args.q_heads, args.kv_heads);
+  const int64_t elements = shape.rows() * args.head_dim;
+  const int64_t bytes = elements * static_cast<int64_t>(SizeOf(args.dtype));
+  const int64_t grain = std::max<int64_t>(kRangeBytes / bytes, 16);
+  const bool bf16 = args.dtype == DType::kBF16;
+  const ScoreCall call = {pool, KernelsFor(isa), args, bf16, elements, bytes, blocks, grain};
   if (args.scoring == Scoring::kHeadVote) {
-    ScoreByHeadVote(pool, kernels, args, blocks, grain);
-    return;
+    ScoreByHeadVote(call);
+  } else {
+    ScoreByMean(call);
   }
-  ForRanges(pool, blocks, grain, [&](int64_t begin, int64_t end) {
-    ForPieces(args.chunks, width, begin, end, [&](const float* data, int64_t first, int64_t count) {
-      kernels.dots(args.query, data, count, width, args.out + first);
-    });
-  });
 }
 
 void CpuTopK(const float* scores, int64_t n, int64_t k, std::span<int64_t> out_indices) {

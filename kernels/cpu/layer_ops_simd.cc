@@ -38,8 +38,9 @@ void RmsNorm(const float* x, const float* weight, float* y, int64_t rows, int64_
   }
 }
 
-void Rope(const float* x, const float* table, int64_t table_stride, float* y, int64_t rows,
-          int64_t heads, int64_t head_dim) {
+template <typename T>
+void Rope(const T* x, const float* table, int64_t table_stride, T* y, int64_t rows, int64_t heads,
+          int64_t head_dim) {
   const int64_t half = head_dim / 2;
   for (int64_t r = 0; r < rows; ++r, table += table_stride) {
     for (int64_t h = 0; h < heads; ++h, x += head_dim, y += head_dim) {
@@ -68,13 +69,12 @@ void SiluMul(const float* gate_up, float* out, int64_t rows, int64_t width) {
 void RowToBf16(const float* src, int64_t n, uint16_t* dst) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int here = LanesLeft(n, i);
-    const VecH bits = ToBf16(LoadPartial(src + i, here));
-    std::memcpy(dst + i, &bits, static_cast<size_t>(here) * sizeof(uint16_t));
+    StorePartial(dst + i, LoadPartial(src + i, here), here);
   }
 }
 
 }  // namespace
 
-const LayerKernels kLayerKernels = {RmsNorm, Rope, SiluMul, RowToBf16};
+const LayerKernels kLayerKernels = {RmsNorm, Rope<float>, Rope<uint16_t>, SiluMul, RowToBf16};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -2,6 +2,7 @@
 
 #include "kernels/cpu/simd.h"
 
+// T is the element of a row: float, or the bits of bf16.
 namespace infllm::kernels::INFLLM_ISA {
 namespace {
 
@@ -9,7 +10,11 @@ namespace {
 // and share one reduction.
 constexpr int64_t kWideRow = 512;
 
-float WideDot(const float* a, const float* b, int64_t width) {
+int LanesLeft(int64_t n, int64_t i) { return static_cast<int>(n - i < kLanes ? n - i : kLanes); }
+
+// Lanes whose sum is a . b.
+template <typename T>
+inline VecF Products(const float* a, const T* b, int64_t width) {
   constexpr int kSums = 4;
   VecF sums[kSums] = {};
   int64_t i = 0;
@@ -18,68 +23,129 @@ float WideDot(const float* a, const float* b, int64_t width) {
     for (int s = 0; s < kSums; ++s) sums[s] += Load(a + i + s * kLanes) * Load(b + i + s * kLanes);
   }
   for (; i < width; i += kLanes) {
-    const int here = static_cast<int>(width - i < kLanes ? width - i : kLanes);
+    const int here = LanesLeft(width, i);
     sums[0] += LoadPartial(a + i, here) * LoadPartial(b + i, here);
   }
-  return ReduceAdd((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// Lane r is a[r * a_stride ...] . b[r * b_stride ...] for r < count <= kLanes; others repeat the
-// last. kFull says that count is kLanes.
-template <bool kFull>
-inline VecF NarrowDots(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-                       int64_t count, int64_t width) {
+// Lane r is the sum of the lanes of rows[r].
+inline VecF ReduceRows(VecF (&rows)[kLanes]) {
+  Transpose(rows);
+  VecF total = rows[0];
+#pragma GCC unroll 16
+  for (int r = 1; r < kLanes; ++r) total += rows[r];
+  return total;
+}
+
+// Lane r is a[r * a_stride ...] . row_of(r)[...] for r < count <= kLanes; the others are anything.
+// kFull says that count is kLanes.
+template <bool kFull, typename RowOf>
+inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t count,
+                       int64_t width) {
+  if (width > 4 * kLanes) {  // row by row, as memory likes it best
+    VecF sums[kLanes] = {};
+    for (int r = 0; r < (kFull ? kLanes : count); ++r) {
+      sums[r] = Products(a + r * a_stride, row_of(r), width);
+    }
+    return ReduceRows(sums);
+  }
   VecF sums[kLanes] = {};
   const auto add = [&](int64_t i, auto load) __attribute__((always_inline)) {
 #pragma GCC unroll 16
     for (int64_t r = 0; r < kLanes; ++r) {
       const int64_t row = kFull || r < count ? r : count - 1;
-      sums[r] += load(a + row * a_stride + i) * load(b + row * b_stride + i);
+      sums[r] += load(a + row * a_stride + i) * load(row_of(row) + i);
     }
   };
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) add(i, [](const float* p) { return Load(p); });
+  for (; i + kLanes <= width; i += kLanes) add(i, [](const auto* p) { return Load(p); });
   if (i < width) {
-    add(i, [n = static_cast<int>(width - i)](const float* p) { return LoadPartial(p, n); });
+    add(i, [n = static_cast<int>(width - i)](const auto* p) { return LoadPartial(p, n); });
   }
-  Transpose(sums);
-  VecF total = sums[0];
-#pragma GCC unroll 16
-  for (int r = 1; r < kLanes; ++r) total += sums[r];
-  return total;
+  return ReduceRows(sums);
+}
+template <typename RowOf>
+inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t count,
+                       int64_t width) {
+  return count >= kLanes ? NarrowDots<true>(a, a_stride, row_of, kLanes, width)
+                         : NarrowDots<false>(a, a_stride, row_of, count, width);
 }
 
-void Dots(const float* query, const float* rows, int64_t count, int64_t width, float* out) {
+template <typename T>
+void DotsOf(const float* query, const T* rows, int64_t count, int64_t width, float* out) {
   if (width >= kWideRow) {
-    for (int64_t r = 0; r < count; ++r) out[r] = WideDot(query, rows + r * width, width);
+    for (int64_t r = 0; r < count; ++r)
+      out[r] = ReduceAdd(Products(query, rows + r * width, width));
     return;
   }
-  int64_t r = 0;
-  for (; r + kLanes <= count; r += kLanes) {
-    Store(out + r, NarrowDots<true>(query, 0, rows + r * width, width, kLanes, width));
-  }
-  if (r < count) {
-    const VecF dots = NarrowDots<false>(query, 0, rows + r * width, width, count - r, width);
-    StorePartial(out + r, dots, static_cast<int>(count - r));
+  for (int64_t r = 0; r < count; r += kLanes) {
+    const T* first = rows + r * width;
+    const auto row_of = [=](int64_t i) { return first + i * width; };
+    StorePartial(out + r, NarrowDots(query, 0, row_of, count - r, width), LanesLeft(count, r));
   }
 }
 
-void HeadDots(const float* query, const float* rows, int64_t blocks, int64_t heads,
-              int64_t head_dim, float scale, float* logits) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    const float* block = rows + b * heads * head_dim;
-    float* out = logits + b * PaddedHeads(heads);
-    for (int64_t h = 0; h < PaddedHeads(heads); h += kLanes) {
-      VecF dots = {};
-      if (h + kLanes <= heads) {
-        dots = NarrowDots<true>(query + h * head_dim, head_dim, block + h * head_dim, head_dim,
-                                kLanes, head_dim);
-      } else if (h < heads) {
-        dots = NarrowDots<false>(query + h * head_dim, head_dim, block + h * head_dim, head_dim,
-                                 heads - h, head_dim);
-      }
-      Store(out + h, dots * Set(scale));
+void Dots(const float* query, const void* rows, bool bf16, int64_t count, int64_t width,
+          float* out) {
+  if (bf16) {
+    DotsOf(query, static_cast<const uint16_t*>(rows), count, width, out);
+  } else {
+    DotsOf(query, static_cast<const float*>(rows), count, width, out);
+  }
+}
+
+// The products of the heads h, h + 1, ... with their rows of one slot, in lanes.
+template <typename T>
+inline VecF SlotDots(const HeadQueries& queries, const float* query, const T* slot, int64_t h) {
+  const int64_t dim = queries.head_dim, count = queries.heads - h;
+  if (count <= 0) return VecF{};
+  if (queries.heads_per_row > 1) {
+    const T* rows[kLanes];
+    for (int i = 0; i < LanesLeft(queries.heads, h); ++i) {
+      rows[i] = slot + (h + i) / queries.heads_per_row * dim;
     }
+    return NarrowDots(
+        query + h * dim, dim, [&](int64_t i) { return rows[i]; }, count, dim);
+  }
+  if (dim >= kWideRow) {
+    VecF dots = {};
+    for (int i = 0; i < LanesLeft(queries.heads, h); ++i) {
+      dots[i] = ReduceAdd(Products(query + (h + i) * dim, slot + (h + i) * dim, dim));
+    }
+    return dots;
+  }
+  const T* first = slot + h * dim;
+  return NarrowDots(
+      query + h * dim, dim, [=](int64_t i) { return first + i * dim; }, count, dim);
+}
+
+template <typename T>
+void HeadDotsOf(const HeadQueries& queries, const T* rows, int64_t blocks, float* logits) {
+  const int64_t width = PaddedHeads(queries.heads);
+  const int64_t slot_size = queries.heads / queries.heads_per_row * queries.head_dim;
+  const int64_t query_size = queries.sum_slots ? queries.heads * queries.head_dim : 0;
+  for (int64_t b = 0; b < blocks; ++b, logits += width) {
+    for (int64_t s = 0; s < queries.slots; ++s, rows += slot_size) {
+      for (int64_t h = 0; h < width; h += kLanes) {
+        VecF dots = SlotDots(queries, queries.query + s * query_size, rows, h);
+        if (s > 0) {
+          const VecF before = Load(logits + h);
+          dots = queries.sum_slots ? before + dots : Max(before, dots);
+        }
+        if (s == queries.slots - 1) dots *= Set(queries.scale);
+        Store(logits + h, dots);
+      }
+    }
+  }
+}
+
+void HeadDots(const HeadQueries& queries, const void* rows, bool bf16, int64_t blocks,
+              float* logits) {
+  if (bf16) {
+    HeadDotsOf(queries, static_cast<const uint16_t*>(rows), blocks, logits);
+  } else {
+    HeadDotsOf(queries, static_cast<const float*>(rows), blocks, logits);
   }
 }
 
@@ -102,54 +168,88 @@ void ExpDifference(const float* x, const float* y, int64_t width, float* out) {
   for (int64_t h = 0; h < width; h += kLanes) Store(out + h, Exp(Load(x + h) - Load(y + h)));
 }
 
-template <bool kBf16, int kVectors>
-void MeanOfVectors(const void* const* rows, int64_t count, int64_t column, float* out) {
-  VecF sums[kVectors] = {};
-  for (int64_t r = 0; r < count; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      if constexpr (kBf16) {
-        sums[v] += LoadBf16(static_cast<const uint16_t*>(rows[r]) + column + v * kLanes);
-      } else {
-        sums[v] += Load(static_cast<const float*>(rows[r]) + column + v * kLanes);
+// Blocks lie in lanes, so that a group's sum is stored for kLanes of them at once.
+void GroupSums(const float* x, const float* weight, int64_t blocks, int64_t heads, int64_t groups,
+               float* out, int64_t out_stride) {
+  const int64_t width = PaddedHeads(heads), group_heads = heads / groups;
+  for (int64_t b = 0; b < blocks; b += kLanes) {
+    const int here = LanesLeft(blocks, b);
+    VecF by_head[kLanes];
+    VecF sum = {};
+    for (int64_t h = 0; h < heads; ++h) {
+      if (h % kLanes == 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) {
+          by_head[i] = Load(x + (b + (i < here ? i : 0)) * width + h);
+        }
+        Transpose(by_head);
+      }
+      sum += Set(weight[h]) * by_head[h % kLanes];
+      if ((h + 1) % group_heads == 0) {
+        StorePartial(out + h / group_heads * out_stride + b, sum, here);
+        sum = VecF{};
       }
     }
   }
-  const VecF inverse = Set(1.0f / static_cast<float>(count));
-  for (int v = 0; v < kVectors; ++v) Store(out + column + v * kLanes, sums[v] * inverse);
 }
 
-template <bool kBf16>
+template <typename T>
 void MeanRowsOf(const void* const* rows, int64_t count, int64_t width, float* out) {
+  const auto row = [=](int64_t r) { return static_cast<const T*>(rows[r]); };
+  const VecF inverse = Set(1.0f / static_cast<float>(count));
+  constexpr int kVectors = 8;
   int64_t c = 0;
-  for (; c + 8 * kLanes <= width; c += 8 * kLanes) MeanOfVectors<kBf16, 8>(rows, count, c, out);
-  for (; c + kLanes <= width; c += kLanes) MeanOfVectors<kBf16, 1>(rows, count, c, out);
-  for (; c < width; ++c) {
-    float sum = 0;
+  for (; c + kVectors * kLanes <= width; c += kVectors * kLanes) {
+    VecF sums[kVectors] = {};
     for (int64_t r = 0; r < count; ++r) {
-      if constexpr (kBf16) {
-        const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(rows[r])[c]) << 16;
-        float x;
-        std::memcpy(&x, &bits, sizeof(x));
-        sum += x;
-      } else {
-        sum += static_cast<const float*>(rows[r])[c];
-      }
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) sums[v] += Load(row(r) + c + v * kLanes);
     }
-    out[c] = sum / static_cast<float>(count);
+    for (int v = 0; v < kVectors; ++v) Store(out + c + v * kLanes, sums[v] * inverse);
+  }
+  for (; c < width; c += kLanes) {
+    const int here = LanesLeft(width, c);
+    VecF sum = {};
+    for (int64_t r = 0; r < count; ++r) sum += LoadPartial(row(r) + c, here);
+    StorePartial(out + c, sum * inverse, here);
   }
 }
 
 void MeanRows(const void* const* rows, int64_t count, bool bf16, int64_t width, float* out) {
   if (bf16) {
-    MeanRowsOf<true>(rows, count, width, out);
+    MeanRowsOf<uint16_t>(rows, count, width, out);
   } else {
-    MeanRowsOf<false>(rows, count, width, out);
+    MeanRowsOf<float>(rows, count, width, out);
+  }
+}
+
+template <typename T>
+void BoundsOf(const T* rows, int64_t count, int64_t width, float* least, float* largest) {
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const int here = LanesLeft(width, c);
+    VecF low = LoadPartial(rows + c, here), high = low;
+    for (int64_t r = 1; r < count; ++r) {
+      const VecF next = LoadPartial(rows + r * width + c, here);
+      low = Min(low, next);
+      high = Max(high, next);
+    }
+    StorePartial(least + c, low, here);
+    StorePartial(largest + c, high, here);
+  }
+}
+
+void Bounds(const void* rows, int64_t count, bool bf16, int64_t width, float* least,
+            float* largest) {
+  if (bf16) {
+    BoundsOf(static_cast<const uint16_t*>(rows), count, width, least, largest);
+  } else {
+    BoundsOf(static_cast<const float*>(rows), count, width, least, largest);
   }
 }
 
 }  // namespace
 
-const SelectKernels kSelectKernels = {Dots, HeadDots, Exponentials, ExpDifference, MeanRows};
+const SelectKernels kSelectKernels = {Dots,      HeadDots, Exponentials, ExpDifference,
+                                      GroupSums, MeanRows, Bounds};
 
 }  // namespace infllm::kernels::INFLLM_ISA

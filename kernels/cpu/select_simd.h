@@ -10,20 +10,41 @@ namespace infllm::kernels {
 // Rows of per-head values are padded to this many.
 constexpr int64_t PaddedHeads(int64_t heads) { return (heads + 15) / 16 * 16; }
 
+// Queries and how they meet the rows of a block, [slots, heads / heads_per_row, head_dim]. The
+// logit of a head is made of its products with its row in each slot: their sum, each slot with
+// queries of its own, or else the largest, all slots with the same queries.
+struct HeadQueries {
+  const float* query;  // [slots if sum_slots, heads, head_dim]
+  int64_t slots;
+  int64_t heads;
+  int64_t heads_per_row;  // consecutive heads that share a row
+  int64_t head_dim;
+  bool sum_slots;
+  float scale;
+};
+
+// Rows are of fp32 or bf16 as the flag says.
 struct SelectKernels {
   // out[r] = query . rows[r], rows: [count, width].
-  void (*dots)(const float* query, const float* rows, int64_t count, int64_t width, float* out);
-  // logits[b, h] = scale * query[h] . rows[b, h]; query: [heads, head_dim],
-  // rows: [blocks, heads, head_dim], logits: [blocks, PaddedHeads(heads)].
-  void (*head_dots)(const float* query, const float* rows, int64_t blocks, int64_t heads,
-                    int64_t head_dim, float scale, float* logits);
+  void (*dots)(const float* query, const void* rows, bool bf16, int64_t count, int64_t width,
+               float* out);
+  // logits[b, h] = scale * the logit of head h, logits: [blocks, PaddedHeads(heads)].
+  void (*head_dots)(const HeadQueries& queries, const void* rows, bool bf16, int64_t blocks,
+                    float* logits);
   // max[h] = max over b of x[b, h]; x = e^(x - max); sum[h] = sum over b of x[b, h].
   // x: [blocks, width], width a multiple of 16.
   void (*exponentials)(float* x, int64_t blocks, int64_t width, float* max, float* sum);
   // out[h] = e^(x[h] - y[h]).
   void (*exp_difference)(const float* x, const float* y, int64_t width, float* out);
-  // out[c] = mean over r < count of rows[r][c], rows of fp32 or bf16.
+  // out[g * out_stride + b] = sum over the heads h of group g of weight[h] x[b, h],
+  // x: [blocks, PaddedHeads(heads)].
+  void (*group_sums)(const float* x, const float* weight, int64_t blocks, int64_t heads,
+                     int64_t groups, float* out, int64_t out_stride);
+  // out[c] = mean over r < count of rows[r][c].
   void (*mean_rows)(const void* const* rows, int64_t count, bool bf16, int64_t width, float* out);
+  // least[c] = min over r of rows[r, c], largest[c] their max, rows: [count, width].
+  void (*bounds)(const void* rows, int64_t count, bool bf16, int64_t width, float* least,
+                 float* largest);
 };
 
 namespace generic {

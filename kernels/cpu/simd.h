@@ -94,7 +94,25 @@ static inline VecH ToBf16(VecF v) {
   return __builtin_convertvector((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, VecH);
 }
 
+// bf16 bits like floats, for code that is written once for both.
+static inline VecF Load(const uint16_t* p) { return LoadBf16(p); }
+static inline VecF LoadPartial(const uint16_t* p, int n) {
+  if (n == kLanes) return LoadBf16(p);
+  uint16_t lanes[kLanes] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(uint16_t));
+  return LoadBf16(lanes);
+}
+static inline void StorePartial(uint16_t* p, VecF v, int n) {
+  const VecH bits = ToBf16(v);
+  if (n == kLanes) {
+    std::memcpy(p, &bits, sizeof(bits));
+  } else {
+    std::memcpy(p, &bits, static_cast<size_t>(n) * sizeof(uint16_t));
+  }
+}
+
 static inline VecF Max(VecF a, VecF b) { return a > b ? a : b; }
+static inline VecF Min(VecF a, VecF b) { return a < b ? a : b; }
 
 // The lanes rotated by `n`: what the log-step reductions below add to themselves.
 template <int n>

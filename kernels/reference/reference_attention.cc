@@ -14,12 +14,6 @@ double Element(const void* data, DType dtype, int64_t index) {
                                : static_cast<const float*>(data)[index];
 }
 
-double Dot(const float* a, const float* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
-
 // One key of the list that a query attends over.
 struct Key {
   const KvSegment* segment;
@@ -28,7 +22,8 @@ struct Key {
   int64_t token;  // within the segment
 };
 
-bool Visible(const AttentionArgs& args, const Key& key, int64_t position) {
+bool Visible(const AttentionArgs& args, const Key& key, int64_t kv_head, int64_t position) {
+  if (key.segment->kv_head >= 0 && key.segment->kv_head != kv_head) return false;
   const int64_t distance = position - (key.segment->position + key.token);
   if (!key.far) return distance >= 0 && distance < args.window;
   return args.far_unmasked || distance >= args.window;
@@ -68,7 +63,7 @@ void ReferenceAttention(const AttentionArgs& args) {
       const int64_t row = (t * args.q_heads + h) * dim;
       for (size_t j = 0; j < keys.size(); ++j) {
         p[j] = -std::numeric_limits<double>::infinity();
-        if (!Visible(args, keys[j], args.first_position + t)) continue;
+        if (!Visible(args, keys[j], kv_head, args.first_position + t)) continue;
         const float* q = (keys[j].far ? args.q_far : args.q_near) + row;
         p[j] = 0;
         for (int64_t d = 0; d < dim; ++d) p[j] += q[d] * element(keys[j].segment->k, keys[j], d);
@@ -99,17 +94,42 @@ void ReferenceAttention(const AttentionArgs& args) {
 }
 
 void ReferenceRepresentatives(const RepresentativeArgs& args) {
-  const int64_t top = args.top;
-  std::vector<int64_t> index(static_cast<size_t>(top));
+  const auto key = [&](int64_t kv_head, int64_t token, int64_t d) {
+    return Element(args.k, args.kv_dtype, kv_head * args.head_stride + token * args.head_dim + d);
+  };
+  const auto out = [&](int64_t slot, int64_t heads, int64_t head, int64_t d) -> float& {
+    return args.out[(slot * heads + head) * args.head_dim + d];
+  };
+  if (args.kind == RepresentativeKind::kBounds) {
+    for (int64_t g = 0; g < args.kv_heads; ++g) {
+      for (int64_t d = 0; d < args.head_dim; ++d) {
+        double least = key(g, 0, d), largest = least;
+        for (int64_t t = 1; t < args.block_tokens; ++t) {
+          least = std::min(least, key(g, t, d));
+          largest = std::max(largest, key(g, t, d));
+        }
+        out(0, args.kv_heads, g, d) = static_cast<float>(least);
+        out(1, args.kv_heads, g, d) = static_cast<float>(largest);
+      }
+    }
+    return;
+  }
+  std::vector<int64_t> index(static_cast<size_t>(args.top));
   for (int64_t h = 0; h < args.q_heads; ++h) {
-    ReferenceTopK(args.mass + h * args.mass_stride, args.block_tokens, top, index);
-    const int64_t base = h / (args.q_heads / args.kv_heads) * args.head_stride;
+    ReferenceTopK(args.mass + h * args.mass_stride, args.block_tokens, args.top, index);
+    const int64_t kv_head = h / (args.q_heads / args.kv_heads);
     for (int64_t d = 0; d < args.head_dim; ++d) {
       double sum = 0;
-      for (const int64_t token : index) {
-        sum += Element(args.k, args.kv_dtype, base + token * args.head_dim + d);
+      for (int64_t s = 0; s < args.top; ++s) {
+        const double value = key(kv_head, index[static_cast<size_t>(s)], d);
+        sum += value;
+        if (args.kind == RepresentativeKind::kKeys) {
+          out(s, args.q_heads, h, d) = static_cast<float>(value);
+        }
       }
-      args.out[h * args.head_dim + d] = static_cast<float>(sum / static_cast<double>(top));
+      if (args.kind == RepresentativeKind::kMeanKey) {
+        out(0, args.q_heads, h, d) = static_cast<float>(sum / static_cast<double>(args.top));
+      }
     }
   }
 }
@@ -125,23 +145,51 @@ void ReferenceMeanQuery(const MeanQueryArgs& args) {
 }
 
 void ReferenceScoreBlocks(const ScoreBlocksArgs& args) {
-  const int64_t width = args.q_heads * args.head_dim;
-  std::vector<const float*> blocks;
+  const RepresentativeShape shape = ShapeOf(args.kind, args.slots, args.q_heads, args.kv_heads);
+  struct Block {
+    const void* data;
+    int64_t first;  // element
+  };
+  std::vector<Block> blocks;
   for (const RepresentativeChunk& chunk : args.chunks) {
-    for (int64_t b = 0; b < chunk.blocks; ++b) blocks.push_back(chunk.data + b * width);
-  }
-  std::vector<double> scores(blocks.size());
-  std::vector<double> votes(blocks.size());
-  for (int64_t h = 0; h < args.q_heads; ++h) {
-    const int64_t at = h * args.head_dim;
-    for (size_t b = 0; b < blocks.size(); ++b) {
-      votes[b] = Dot(args.query + at, blocks[b] + at, args.head_dim);
-      if (args.scoring == Scoring::kHeadVote) votes[b] *= args.scale;
+    for (int64_t b = 0; b < chunk.blocks; ++b) {
+      blocks.push_back({chunk.data, b * shape.rows() * args.head_dim});
     }
-    if (args.scoring == Scoring::kHeadVote) Softmax(votes);
-    for (size_t b = 0; b < blocks.size(); ++b) scores[b] += votes[b];
   }
-  for (size_t b = 0; b < blocks.size(); ++b) args.out[b] = static_cast<float>(scores[b]);
+  std::vector<double> scores(blocks.size() * static_cast<size_t>(args.groups));
+  std::vector<double> logits(blocks.size());
+  for (int64_t h = 0; h < args.q_heads; ++h) {
+    const int64_t row = h / (args.q_heads / shape.heads);
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      const auto product = [&](int64_t slot, int64_t d) {
+        const int64_t at = (slot * shape.heads + row) * args.head_dim + d;
+        return args.query[h * args.head_dim + d] *
+               Element(blocks[b].data, args.dtype, blocks[b].first + at);
+      };
+      const auto dot = [&](int64_t slot) {
+        double sum = 0;
+        for (int64_t d = 0; d < args.head_dim; ++d) sum += product(slot, d);
+        return sum;
+      };
+      if (args.kind == RepresentativeKind::kBounds) {
+        logits[b] = 0;
+        for (int64_t d = 0; d < args.head_dim; ++d) {
+          logits[b] += std::max(product(0, d), product(1, d));
+        }
+      } else {
+        logits[b] = dot(0);
+        for (int64_t s = 1; s < args.slots; ++s) logits[b] = std::max(logits[b], dot(s));
+      }
+    }
+    if (args.scoring == Scoring::kHeadVote) {
+      for (double& logit : logits) logit *= args.scale;
+      Softmax(logits);
+    }
+    const size_t group = static_cast<size_t>(h / (args.q_heads / args.groups));
+    for (size_t b = 0; b < blocks.size(); ++b) scores[group * blocks.size() + b] += logits[b];
+  }
+  std::transform(scores.begin(), scores.end(), args.out,
+                 [](double score) { return static_cast<float>(score); });
 }
 
 void ReferenceTopK(const float* scores, int64_t n, int64_t k, std::span<int64_t> out_indices) {

@@ -31,6 +31,14 @@ float ReadElement(const void* data, DType dtype, int64_t i) {
   INFLLM_CHECK(false);
 }
 
+void WriteElement(void* data, DType dtype, int64_t i, float value) {
+  if (dtype == DType::kF32) {
+    static_cast<float*>(data)[i] = value;
+  } else {
+    static_cast<BF16*>(data)[i] = BF16(value);
+  }
+}
+
 float RoundToBf16(float x) { return static_cast<float>(BF16(x)); }
 
 // Row-major floats, rounded to `compute` already; Linear rounds x to it as well.
@@ -171,11 +179,29 @@ class ReferenceBackend : public Backend {
         for (int64_t d = 0; d < args.head_dim; ++d) {
           const float value = args.src[(t * args.heads + h) * args.head_dim + d];
           const int64_t to = h * args.head_stride + t * args.head_dim + d;
-          if (args.dtype == DType::kF32) {
-            static_cast<float*>(args.dst)[to] = value;
-          } else {
-            static_cast<BF16*>(args.dst)[to] = BF16(value);
-          }
+          WriteElement(args.dst, args.dtype, to, value);
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status RotatePage(const RotatePageArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Validate(args));
+    const int64_t half = args.head_dim / 2;
+    for (int64_t h = 0; h < args.kv_heads; ++h) {
+      for (int64_t t = 0; t < args.tokens; ++t) {
+        const float* table = args.table + t * args.head_dim;
+        const int64_t from = h * args.head_stride + t * args.head_dim;
+        const int64_t to = h * args.out_head_stride + t * args.head_dim;
+        for (int64_t i = 0; i < half; ++i) {
+          const double c = table[i], s = table[half + i];
+          const double low = ReadElement(args.k, args.dtype, from + i);
+          const double high = ReadElement(args.k, args.dtype, from + half + i);
+          const auto low_out = static_cast<float>(low * c - high * s);
+          const auto high_out = static_cast<float>(high * c + low * s);
+          WriteElement(args.out, args.dtype, to + i, low_out);
+          WriteElement(args.out, args.dtype, to + half + i, high_out);
         }
       }
     }

@@ -11,6 +11,9 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   flags.rope_scaling = Name(a.rope_scaling);
   flags.cache_policy = Name(a.cache_policy);
   flags.scoring = Name(a.scoring);
+  flags.representatives = Name(a.representative);
+  flags.selection = Name(a.selection);
+  flags.far_positions = Name(a.far_positions);
 
   const auto choice = [&](const char* name, std::string& value, const char* help,
                           std::vector<std::string> names) {
@@ -66,8 +69,8 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   number("--n-init", a.n_init, "tokens kept from the start of the text (sinks)");
   number("--n-local", a.n_local, "tokens of the sliding window");
   number("--block-tokens", a.block_tokens, "tokens per memory block");
-  number("--top-k", a.top_k, "blocks retrieved per exec block and layer");
-  number("--repr-top-k", a.repr_top_k, "tokens averaged into a block's representative");
+  number("--top-k", a.top_k, "blocks retrieved per exec block and layer (see --selection)");
+  number("--repr-top-k", a.repr_top_k, "tokens whose keys make a block's representative");
   number("--exec-block", a.exec_block, "prefill tokens that share one retrieval");
   number("--cache-blocks", a.cache_blocks, "retrieved blocks kept per layer on the device");
   choice("--cache-policy", flags.cache_policy, "which cached block goes first", {"lru", "lru-s"})
@@ -75,6 +78,21 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   number("--score-decay", a.score_decay, "decay per exec block of --cache-policy lru-s");
   choice("--scoring", flags.scoring,
          "relevance of a block: the paper's mean, or a vote of the heads", {"mean", "head-vote"})
+      ->group(method);
+  choice("--representatives", flags.representatives,
+         "what stands for a block: the mean of its --repr-top-k keys that drew most attention (the "
+         "paper's), each of those keys, or the bounds of all its keys (Quest)",
+         {"mean-key", "keys", "bounds"})
+      ->group(method);
+  choice("--selection", flags.selection,
+         "layer: all heads read the same --top-k blocks; kv-head: each KV head its own, which "
+         "needs --cache-blocks of at least --top-k times KV heads",
+         {"layer", "kv-head"})
+      ->group(method);
+  choice("--far-positions", flags.far_positions,
+         "shared: sinks and retrieved blocks all stand at distance --n-local - 1; sequential: one "
+         "after the other in text order, up to where the near text begins",
+         {"shared", "sequential"})
       ->group(method);
   choice("--compat", flags.compat,
          "reference: double counting as in the published code, for parity runs",
@@ -89,6 +107,9 @@ worker::AttentionOptions ResolveAttention(const RuntimeFlags& flags) {
   options.rope_scaling = *worker::ParseRopeScaling(flags.rope_scaling);
   options.cache_policy = *worker::ParseCachePolicy(flags.cache_policy);
   options.scoring = *worker::ParseScoring(flags.scoring);
+  options.representative = *worker::ParseRepresentativeKind(flags.representatives);
+  options.selection = *worker::ParseSelectionUnit(flags.selection);
+  options.far_positions = *worker::ParseFarPositions(flags.far_positions);
   options.compat_reference = flags.compat == "reference";
   return options;
 }

@@ -23,6 +23,7 @@ struct RuntimeFlags {
   std::string ram_bytes = "4GiB";
   std::string cold_dir;
   std::string policy, rope_scaling, cache_policy, scoring, compat = "none";
+  std::string representatives, selection, far_positions;
   worker::AttentionOptions attention;  // numbers are bound here; names above are parsed by Resolve
   bool json = false;
 };

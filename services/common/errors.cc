@@ -35,8 +35,13 @@ absl::Status ContextNotFound(memstore::ContextId context) {
 }
 
 absl::Status FieldMissing(std::string_view field) {
+  return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), " is missing"));
+}
+
+absl::Status UnknownValue(std::string_view field, int64_t value) {
   return absl::InvalidArgumentError(
-      absl::StrCat(ToAbsl(field), " is missing or has a value that this server does not know"));
+      absl::StrCat(ToAbsl(field), " is ", value,
+                   ", which is no value that this server knows (0 is that of a missing field)"));
 }
 
 absl::Status NotWholeBlocks(std::string_view field, int64_t value, int64_t unit) {

@@ -30,6 +30,8 @@ struct Place {
 
 absl::Status ContextNotFound(memstore::ContextId context);
 absl::Status FieldMissing(std::string_view field);
+// An enum has a value that this server does not know, or none (0).
+absl::Status UnknownValue(std::string_view field, int64_t value);
 // `value` elements of `field` where `unit` of them make one, e.g. the bytes of a payload.
 absl::Status NotWholeBlocks(std::string_view field, int64_t value, int64_t unit);
 absl::Status ChecksumCount(int64_t checksums, int64_t blocks);

@@ -22,6 +22,7 @@
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
+#include "memstore/validate.h"
 #include "services/common/endpoint.h"
 #include "services/common/errors.h"
 #include "services/common/grpc_runtime.h"
@@ -56,6 +57,7 @@ class RemoteStore final : public memstore::MemoryStore {
                       channel_) {}
 
   absl::StatusOr<ContextId> Create(const memstore::ContextOptions& options) override {
+    INFLLM_RETURN_IF_ERROR(Validate(options));  // here too: sizes below must not overflow
     pb::CreateRequest request;
     request.set_tenant(options.tenant);
     request.set_fingerprint_hi(options.model.hi);
@@ -104,6 +106,7 @@ class RemoteStore final : public memstore::MemoryStore {
     request.set_context(static_cast<uint64_t>(context));
     request.set_layer(layer);
     request.set_k(select.k);
+    request.set_per_kv_head(select.per_kv_head);
     request.set_scoring(wire::ToProto(select.scoring));
     request.mutable_have()->Assign(select.have.begin(), select.have.end());
     request.mutable_query()->Assign(select.query.begin(), select.query.end());
@@ -279,13 +282,22 @@ class RemoteStore final : public memstore::MemoryStore {
                                                 const Geometry& geometry,
                                                 const memstore::SelectRequest& select,
                                                 pb::SelectResponse::Block& block) {
-    memstore::SelectedBlock selected{.index = block.index(), .score = block.score()};
+    memstore::SelectedBlock selected{
+        .index = block.index(), .score = block.score(), .kv_heads = block.kv_heads()};
     selected.block = TakePayload(block.release_payload());
     const std::span<const std::byte> payload = selected.block.payload();
     const error::Place place{context, layer, selected.index};
-    if (wire::SelectedChecksum({context, layer, selected.index}, selected.score, payload) !=
-        block.crc32c()) {
+    if (wire::SelectedChecksum({context, layer, selected.index}, selected.score, selected.kv_heads,
+                               payload) != block.crc32c()) {
       return Refuse(place, "its checksum does not fit");
+    }
+    // Of the question's own kind: no head that the model does not have, no block for nobody.
+    const uint64_t all = ~uint64_t{0};
+    const uint64_t others = geometry.kv_heads < 64 ? all << geometry.kv_heads : 0;
+    if (select.per_kv_head ? selected.kv_heads == 0 || (selected.kv_heads & others) != 0
+                           : selected.kv_heads != all) {
+      return Refuse(place, absl::StrCat("the KV heads that selected it are 0x",
+                                        absl::Hex(selected.kv_heads), " of ", geometry.kv_heads));
     }
     const bool had = std::binary_search(select.have.begin(), select.have.end(), selected.index);
     if (payload.size() != (had ? 0 : geometry.payload_bytes())) {
@@ -330,14 +342,14 @@ class RemoteStore final : public memstore::MemoryStore {
     request.set_context(static_cast<uint64_t>(context));
     pb::DescribeResponse response;
     INFLLM_RETURN_IF_ERROR(Call("Describe", &pb::MemoryStore::Stub::Describe, request, &response));
-    absl::StatusOr<Geometry> geometry = wire::FromProto(response.geometry());
-    if (!geometry.ok() || geometry->payload_bytes() == 0 ||
-        geometry->representative_floats() == 0 ||
-        response.crc32c() != wire::IdsChecksum({request.context()}, response.geometry())) {
+    if (response.crc32c() != wire::IdsChecksum({request.context()}, response.geometry())) {
       return Refuse({context}, "its checksum does not fit");
     }
+    const absl::StatusOr<Geometry> geometry = wire::FromProto(response.geometry());
+    const absl::Status valid = geometry.ok() ? Validate(*geometry) : geometry.status();
+    if (!valid.ok()) return Refuse({context}, std::string(valid.message()));
     Remember(context, *geometry);
-    return geometry;
+    return *geometry;
   }
 
   const std::string target_;

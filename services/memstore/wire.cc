@@ -2,12 +2,16 @@
 
 #include <algorithm>
 #include <bit>
+#include <string_view>
 
+#include "kernels/core/status_macros.h"
 #include "memstore/crc32c.h"
 #include "services/common/errors.h"
 
 namespace infllm::services::wire {
 namespace {
+
+namespace pb = infllm::v1;
 
 static_assert(std::endian::native == std::endian::little, "the wire form is little-endian");
 
@@ -21,6 +25,44 @@ uint32_t PlaceChecksum(const BlockPlace& place) {
   return Extend(crc, place.index);
 }
 
+// The values of an enum on either side.
+template <typename Proto, typename Ours>
+struct Pair {
+  Proto proto;
+  Ours ours;
+};
+constexpr Pair<pb::DType, kernels::DType> kDTypes[] = {
+    {pb::DTYPE_F32, kernels::DType::kF32},
+    {pb::DTYPE_BF16, kernels::DType::kBF16},
+};
+constexpr Pair<pb::RepresentativeKind, kernels::RepresentativeKind> kRepresentatives[] = {
+    {pb::REPRESENTATIVE_KIND_MEAN_KEY, kernels::RepresentativeKind::kMeanKey},
+    {pb::REPRESENTATIVE_KIND_KEYS, kernels::RepresentativeKind::kKeys},
+    {pb::REPRESENTATIVE_KIND_BOUNDS, kernels::RepresentativeKind::kBounds},
+};
+constexpr Pair<pb::Scoring, kernels::Scoring> kScorings[] = {
+    {pb::SCORING_MEAN, kernels::Scoring::kMean},
+    {pb::SCORING_HEAD_VOTE, kernels::Scoring::kHeadVote},
+};
+
+template <typename Proto, typename Ours, size_t n>
+absl::StatusOr<Ours> EnumFromProto(const Pair<Proto, Ours> (&known)[n], Proto proto,
+                                   std::string_view field) {
+  for (const auto& pair : known) {
+    if (pair.proto == proto) return pair.ours;
+  }
+  return error::UnknownValue(field, proto);
+}
+
+// What the wire has no word for becomes 0, unspecified, for the store to refuse.
+template <typename Proto, typename Ours, size_t n>
+Proto EnumToProto(const Pair<Proto, Ours> (&known)[n], Ours ours) {
+  for (const auto& pair : known) {
+    if (pair.ours == ours) return pair.proto;
+  }
+  return Proto{};
+}
+
 }  // namespace
 
 int64_t BlocksPerMessage(size_t block_bytes) {
@@ -31,9 +73,10 @@ uint32_t IdsChecksum(std::initializer_list<uint64_t> ids) {
   return memstore::Crc32c(std::as_bytes(std::span(ids)));
 }
 
-uint32_t IdsChecksum(std::initializer_list<uint64_t> ids, const infllm::v1::Geometry& geometry) {
-  const int64_t fields[] = {geometry.layers(),   geometry.q_heads(),      geometry.kv_heads(),
-                            geometry.head_dim(), geometry.block_tokens(), geometry.dtype()};
+uint32_t IdsChecksum(std::initializer_list<uint64_t> ids, const pb::Geometry& geometry) {
+  const int64_t fields[] = {geometry.layers(),         geometry.q_heads(),      geometry.kv_heads(),
+                            geometry.head_dim(),       geometry.block_tokens(), geometry.dtype(),
+                            geometry.representative(), geometry.repr_top_k()};
   return memstore::ExtendCrc32c(IdsChecksum(ids), std::as_bytes(std::span(fields)));
 }
 
@@ -41,11 +84,11 @@ uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> conte
   return memstore::ExtendCrc32c(PlaceChecksum(place), content);
 }
 
-uint32_t SelectedChecksum(const BlockPlace& place, float score,
+uint32_t SelectedChecksum(const BlockPlace& place, float score, uint64_t kv_heads,
                           std::span<const std::byte> payload) {
   const uint32_t crc =
       memstore::ExtendCrc32c(PlaceChecksum(place), std::as_bytes(std::span(&score, 1)));
-  return memstore::ExtendCrc32c(crc, payload);
+  return memstore::ExtendCrc32c(Extend(crc, static_cast<int64_t>(kv_heads)), payload);
 }
 
 uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
@@ -53,75 +96,48 @@ uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
   uint32_t crc = Extend(0, static_cast<int64_t>(context));
   crc = Extend(crc, layer);
   crc = Extend(crc, request.k);
+  crc = Extend(crc, request.per_kv_head ? 1 : 0);
   crc = Extend(crc, static_cast<int64_t>(ToProto(request.scoring)));
   crc = memstore::ExtendCrc32c(crc, std::as_bytes(request.have));
   return memstore::ExtendCrc32c(crc, std::as_bytes(request.query));
 }
 
-absl::StatusOr<memstore::Geometry> FromProto(const infllm::v1::Geometry& proto) {
-  memstore::Geometry geometry{.layers = proto.layers(),
-                              .q_heads = proto.q_heads(),
-                              .kv_heads = proto.kv_heads(),
-                              .head_dim = proto.head_dim(),
-                              .block_tokens = proto.block_tokens()};
-  switch (proto.dtype()) {
-    case infllm::v1::DTYPE_F32:
-      geometry.dtype = kernels::DType::kF32;
-      return geometry;
-    case infllm::v1::DTYPE_BF16:
-      geometry.dtype = kernels::DType::kBF16;
-      return geometry;
-    case infllm::v1::DTYPE_F16:
-      geometry.dtype = kernels::DType::kF16;
-      return geometry;
-    default:
-      return error::FieldMissing("geometry.dtype");
-  }
+absl::StatusOr<memstore::Geometry> FromProto(const pb::Geometry& proto) {
+  INFLLM_ASSIGN_OR_RETURN(const kernels::DType dtype,
+                          EnumFromProto(kDTypes, proto.dtype(), "geometry.dtype"));
+  INFLLM_ASSIGN_OR_RETURN(
+      const kernels::RepresentativeKind representative,
+      EnumFromProto(kRepresentatives, proto.representative(), "geometry.representative"));
+  return memstore::Geometry{.layers = proto.layers(),
+                            .q_heads = proto.q_heads(),
+                            .kv_heads = proto.kv_heads(),
+                            .head_dim = proto.head_dim(),
+                            .block_tokens = proto.block_tokens(),
+                            .dtype = dtype,
+                            .representative = representative,
+                            .repr_top_k = proto.repr_top_k()};
 }
 
-infllm::v1::Geometry ToProto(const memstore::Geometry& geometry) {
-  infllm::v1::Geometry proto;
+pb::Geometry ToProto(const memstore::Geometry& geometry) {
+  pb::Geometry proto;
   proto.set_layers(geometry.layers);
   proto.set_q_heads(geometry.q_heads);
   proto.set_kv_heads(geometry.kv_heads);
   proto.set_head_dim(geometry.head_dim);
   proto.set_block_tokens(geometry.block_tokens);
-  switch (geometry.dtype) {
-    case kernels::DType::kF32:
-      proto.set_dtype(infllm::v1::DTYPE_F32);
-      break;
-    case kernels::DType::kBF16:
-      proto.set_dtype(infllm::v1::DTYPE_BF16);
-      break;
-    case kernels::DType::kF16:
-      proto.set_dtype(infllm::v1::DTYPE_F16);
-      break;
-  }
+  proto.set_dtype(EnumToProto(kDTypes, geometry.dtype));
+  proto.set_representative(EnumToProto(kRepresentatives, geometry.representative));
+  proto.set_repr_top_k(geometry.repr_top_k);
   return proto;
 }
 
-absl::StatusOr<kernels::Scoring> FromProto(infllm::v1::Scoring proto) {
-  switch (proto) {
-    case infllm::v1::SCORING_MEAN:
-      return kernels::Scoring::kMean;
-    case infllm::v1::SCORING_HEAD_VOTE:
-      return kernels::Scoring::kHeadVote;
-    default:
-      return error::FieldMissing("scoring");
-  }
+absl::StatusOr<kernels::Scoring> FromProto(pb::Scoring proto) {
+  return EnumFromProto(kScorings, proto, "scoring");
 }
 
-infllm::v1::Scoring ToProto(kernels::Scoring scoring) {
-  switch (scoring) {
-    case kernels::Scoring::kMean:
-      return infllm::v1::SCORING_MEAN;
-    case kernels::Scoring::kHeadVote:
-      return infllm::v1::SCORING_HEAD_VOTE;
-  }
-  return infllm::v1::SCORING_UNSPECIFIED;  // for the store to refuse
-}
+pb::Scoring ToProto(kernels::Scoring scoring) { return EnumToProto(kScorings, scoring); }
 
-memstore::StoreStats FromProto(const infllm::v1::StatsResponse& proto) {
+memstore::StoreStats FromProto(const pb::StatsResponse& proto) {
   return {.contexts = proto.contexts(),
           .blocks = proto.blocks(),
           .blocks_ram = proto.blocks_ram(),
@@ -136,8 +152,8 @@ memstore::StoreStats FromProto(const infllm::v1::StatsResponse& proto) {
           .corrupt_blocks = proto.corrupt_blocks()};
 }
 
-infllm::v1::StatsResponse ToProto(const memstore::StoreStats& stats) {
-  infllm::v1::StatsResponse proto;
+pb::StatsResponse ToProto(const memstore::StoreStats& stats) {
+  pb::StatsResponse proto;
   proto.set_contexts(stats.contexts);
   proto.set_blocks(stats.blocks);
   proto.set_blocks_ram(stats.blocks_ram);

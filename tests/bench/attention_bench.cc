@@ -1,21 +1,18 @@
-// Attention and block selection of the CPU backend against what the machine can do: the counters
+// Attention of the CPU backend against what the machine can do: the counters
 // `of_peak` and `of_bandwidth` are ratios to ceilings measured in the same run. Rates are those of
 // the best iteration: other tenants of the machine only ever add to a time.
 //   attention_bench [--benchmark_filter=...]
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <memory>
-#include <random>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "kernels/backend.h"
+#include "tests/bench/bench_support.h"
 #include "tests/bench/ceilings.h"
 
 namespace infllm::bench {
@@ -28,22 +25,12 @@ using kernels::DType;
 using kernels::Isa;
 using kernels::KvSegment;
 using kernels::NewCpuBackend;
-using kernels::RepresentativeChunk;
-using kernels::ScoreBlocksArgs;
-using kernels::Scoring;
 using kernels::SupportedIsas;
 using kernels::ThreadPool;
 
 ThreadPool& Pool() {
   static ThreadPool pool;
   return pool;
-}
-
-std::vector<float> Random(int64_t n, uint32_t seed) {
-  std::vector<float> x(static_cast<size_t>(n));
-  std::minstd_rand random(seed);
-  for (float& value : x) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-  return x;
 }
 
 // A decoder layer's worth of inputs in pages of `page` tokens: near keys up to the last query, and
@@ -127,23 +114,6 @@ class LayerInputs {
   AttentionArgs args_;
 };
 
-// Runs `op` in the benchmark's loop. Returns the seconds of the best iteration.
-template <typename Op>
-double BestSeconds(benchmark::State& state, Op op) {
-  using Clock = std::chrono::steady_clock;
-  double best = std::numeric_limits<double>::infinity();
-  for (auto _ : state) {
-    const Clock::time_point start = Clock::now();
-    const absl::Status status = op();
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
-    if (!status.ok()) {
-      state.SkipWithError(std::string(status.message()).c_str());
-      break;
-    }
-  }
-  return best;
-}
-
 void RunAttention(benchmark::State& state, const Layer& layer, Isa isa) {
   const LayerInputs inputs(layer);
   const std::unique_ptr<Backend> backend = NewCpuBackend(Pool(), isa);
@@ -155,38 +125,6 @@ void RunAttention(benchmark::State& state, const Layer& layer, Isa isa) {
   state.counters["kv_B/s"] = inputs.kv_bytes() / seconds;
   state.counters["of_bandwidth"] = inputs.kv_bytes() / seconds / bandwidth;
 }
-
-void RunScoreBlocks(benchmark::State& state, int64_t blocks, int64_t q_heads, int64_t head_dim,
-                    Scoring scoring) {
-  const std::vector<float> query = Random(q_heads * head_dim, 1);
-  const std::vector<float> data = Random(blocks * q_heads * head_dim, 2);
-  std::vector<float> scores(static_cast<size_t>(blocks));
-  const RepresentativeChunk chunk{data.data(), blocks};
-  const std::unique_ptr<Backend> backend = NewCpuBackend(Pool());
-  ScoreBlocksArgs args;
-  args.query = query.data();
-  args.chunks = {&chunk, 1};
-  args.out = scores.data();
-  args.q_heads = q_heads;
-  args.head_dim = head_dim;
-  args.scale = 0.1f;
-  args.scoring = scoring;
-  const double bandwidth = ReadBandwidth(Pool());
-  const double seconds = BestSeconds(state, [&] { return backend->ScoreBlocks(args); });
-  const double bytes = 4.0 * static_cast<double>(data.size());
-  state.counters["B/s"] = bytes / seconds;
-  state.counters["of_bandwidth"] = bytes / seconds / bandwidth;
-}
-
-void RunTopK(benchmark::State& state) {
-  const std::vector<float> scores = Random(state.range(0), 3);
-  std::vector<int64_t> best(static_cast<size_t>(state.range(1)));
-  const std::unique_ptr<Backend> backend = NewCpuBackend(Pool());
-  const double seconds = BestSeconds(
-      state, [&] { return backend->TopK(scores.data(), state.range(0), state.range(1), best); });
-  state.counters["scores/s"] = static_cast<double>(state.range(0)) / seconds;
-}
-BENCHMARK(RunTopK)->Name("topk")->Args({16 << 10, 16})->Args({1 << 20, 96})->UseRealTime();
 
 void Register(const std::string& name, const Layer& layer, Isa isa) {
   benchmark::RegisterBenchmark(("attention/" + name + "/" + std::string(Name(isa))).c_str(),
@@ -227,21 +165,6 @@ void RegisterAll() {
   }
   const Isa best = SupportedIsas().back();
   Register("full_64k/d64", {512, 4, 4, 64, 64 << 10, 0}, best);
-  for (const Scoring scoring : {Scoring::kMean, Scoring::kHeadVote}) {
-    const std::string form = scoring == Scoring::kMean ? "mean" : "head_vote";
-    for (const auto& [blocks, heads, dim] :
-         {std::tuple<int64_t, int64_t, int64_t>{16 << 10, 32, 128}, {16 << 10, 8, 8}}) {
-      benchmark::RegisterBenchmark(
-          ("select/" + form + "/blocks" + std::to_string(blocks) + "/h" + std::to_string(heads) +
-           "/d" + std::to_string(dim))
-              .c_str(),
-          [=, blocks = blocks, heads = heads, dim = dim](benchmark::State& state) {
-            RunScoreBlocks(state, blocks, heads, dim, scoring);
-          })
-          ->UseRealTime()
-          ->Unit(benchmark::kMicrosecond);
-    }
-  }
 }
 
 }  // namespace

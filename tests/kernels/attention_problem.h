@@ -16,10 +16,11 @@
 
 namespace infllm::testing {
 
-// `tokens` consecutive keys from `position` on.
+// `tokens` consecutive keys from `position` on, for one KV head or, if -1, for all.
 struct Cut {
   int64_t position = 0;
   int64_t tokens = 0;
+  int64_t kv_head = -1;
 };
 
 // Keys [begin, end) in runs of `step`.
@@ -127,7 +128,7 @@ class AttentionProblem {
             backend_, std::vector<float>(static_cast<size_t>(shape_.q_heads * mass_stride)));
       }
       segments.push_back({page.k->data(), page.v->data(), head_stride, cut.position, cut.tokens,
-                          with_mass ? page.mass->data() : nullptr, mass_stride});
+                          with_mass ? page.mass->data() : nullptr, mass_stride, cut.kv_head});
       pages.push_back(std::move(page));
     }
     return segments;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <ostream>
@@ -19,6 +20,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
+#include "kernels/core/dtype.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/cuda_loader.h"
@@ -57,10 +59,11 @@ inline std::vector<BackendUnderTest> BackendsUnderTest() {
          },
          {}});
   }
-  all.push_back({"cuda",
-                 [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
-                 {"PackWeight", "Linear", "Rope", "SiluMul", "CopyColumns", "StorePage",
-                  "Attention", "Representatives", "MeanQuery", "ScoreBlocks", "TopK"}});
+  all.push_back(
+      {"cuda",
+       [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
+       {"PackWeight", "Linear", "Rope", "SiluMul", "CopyColumns", "StorePage", "RotatePage",
+        "Attention", "Representatives", "MeanQuery", "ScoreBlocks", "TopK"}});
   return all;
 }
 
@@ -126,6 +129,29 @@ class DeviceArray {
   Backend& backend_;
   size_t size_;
   Buffer buffer_;
+};
+
+// Numbers in the memory of a backend as kF32 or kBF16, to which they are rounded.
+class DeviceElements {
+ public:
+  DeviceElements(Backend& backend, const std::vector<float>& values, kernels::DType dtype)
+      : array_(backend, Bytes(values, dtype)) {}
+  uint8_t* data() const { return array_.data(); }
+  std::vector<uint8_t> GetBytes() const { return array_.Get(); }
+
+ private:
+  static std::vector<uint8_t> Bytes(const std::vector<float>& values, kernels::DType dtype) {
+    const size_t size = kernels::SizeOf(dtype);
+    std::vector<uint8_t> bytes(values.size() * size);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const kernels::BF16 rounded(values[i]);
+      const void* from = dtype == kernels::DType::kF32 ? static_cast<const void*>(&values[i])
+                                                       : static_cast<const void*>(&rounded);
+      std::memcpy(bytes.data() + i * size, from, size);
+    }
+    return bytes;
+  }
+  DeviceArray<uint8_t> array_;
 };
 
 inline std::vector<float> RandomNormal(int64_t size, uint32_t seed) {

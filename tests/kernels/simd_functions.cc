@@ -16,6 +16,11 @@ void CopyPartial(const float* x, float* y, int n) {
   Store(y, v);
   StorePartial(y + kLanes, v, n);
 }
+void CopyPartialBf16(const uint16_t* x, float* y, uint16_t* stored, int n) {
+  const VecF v = LoadPartial(x, n);
+  Store(y, v);
+  StorePartial(stored, v, n);
+}
 float ReduceAddOf(const float* x) { return ReduceAdd(Load(x)); }
 float ReduceMaxOf(const float* x) { return ReduceMax(Load(x)); }
 void TransposeOf(const float* x, float* y) {
@@ -29,6 +34,7 @@ void SetOf(float x, float* y) { Store(y, Set(x)); }
 }  // namespace
 
 const SimdFunctions kSimdFunctions = {
-    kLanes, ExpOf, ToBf16Of, LoadBf16Of, CopyPartial, ReduceAddOf, ReduceMaxOf, TransposeOf, SetOf};
+    kLanes,          ExpOf,       ToBf16Of,    LoadBf16Of,  CopyPartial,
+    CopyPartialBf16, ReduceAddOf, ReduceMaxOf, TransposeOf, SetOf};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -12,6 +12,8 @@ struct SimdFunctions {
   void (*load_bf16)(const uint16_t* x, float* y);  // [lanes]
   // y[0, lanes) = the n loaded, y[lanes, 2 lanes) = the n stored.
   void (*copy_partial)(const float* x, float* y, int n);
+  // The same of bf16 bits; those stored are the floats rounded again.
+  void (*copy_partial_bf16)(const uint16_t* x, float* y, uint16_t* stored, int n);
   float (*reduce_add)(const float* x);          // [lanes]
   float (*reduce_max)(const float* x);          // [lanes]
   void (*transpose)(const float* x, float* y);  // [lanes, lanes]

@@ -104,6 +104,20 @@ TEST_P(SimdTest, PartialLoadsAndStoresTouchTheFirstLanesOnly) {
   }
 }
 
+TEST_P(SimdTest, PartialBf16LoadsAndStoresTouchTheFirstLanesOnly) {
+  for (int n = 0; n <= lanes_; ++n) {
+    const auto in = std::make_unique<uint16_t[]>(n);
+    std::vector<float> out(lanes_, -1.0f);
+    std::vector<uint16_t> stored(lanes_, 7);
+    for (int i = 0; i < n; ++i) in[i] = BF16(static_cast<float>(i + 1)).bits;
+    simd_.copy_partial_bf16(in.get(), out.data(), stored.data(), n);
+    for (int i = 0; i < lanes_; ++i) {
+      EXPECT_EQ(out[i], i < n ? i + 1 : 0);
+      EXPECT_EQ(stored[i], i < n ? in[i] : 7);
+    }
+  }
+}
+
 TEST_P(SimdTest, ReductionsCoverEveryLane) {
   for (int hot = 0; hot < lanes_; ++hot) {
     std::vector<float> x(lanes_, -3.0f);

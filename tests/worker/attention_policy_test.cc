@@ -1,17 +1,16 @@
 #include "worker/attention/attention_policy.h"
 
 #include <algorithm>
-#include <cmath>
 #include <memory>
-#include <numeric>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/backend.h"
-#include "memstore/cold_store.h"
-#include "memstore/in_process_store.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/attention_oracle.h"
+#include "tests/worker/attention_policy_fixture.h"
 
 namespace infllm::worker {
 namespace {
@@ -19,103 +18,6 @@ namespace {
 using ::infllm::testing::StatusIs;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-
-constexpr double kTolerance = 2e-5;
-
-ModelConfig TinyModel(int64_t q_heads = 4, int64_t kv_heads = 2, int64_t head_dim = 16) {
-  ModelConfig model;
-  model.model_type = "llama";
-  model.layers = 2;
-  model.q_heads = q_heads;
-  model.kv_heads = kv_heads;
-  model.head_dim = head_dim;
-  model.hidden_size = q_heads * head_dim;
-  model.rope_theta = 10000;
-  return model;
-}
-
-AttentionOptions SmallOptions(PolicyKind policy) {
-  AttentionOptions options;
-  options.policy = policy;
-  options.n_init = 4;
-  options.n_local = 24;
-  options.block_tokens = 8;
-  options.top_k = 3;
-  options.repr_top_k = 2;
-  options.exec_block = 8;
-  options.cache_blocks = 5;
-  return options;
-}
-
-class AttentionPolicyTest : public ::testing::TestWithParam<bool> {
- protected:
-  AttentionPolicyTest()
-      : pool_(2),
-        backend_(GetParam() ? kernels::NewReferenceBackend() : kernels::NewCpuBackend(pool_)) {
-    ResetStore(int64_t{64} << 20);
-  }
-
-  void ResetStore(int64_t ram_bytes) {
-    store_ = memstore::NewInProcessStore({.ram_capacity_bytes = ram_bytes}, *backend_,
-                                         memstore::NewFakeColdStore());
-  }
-
-  std::unique_ptr<AttentionPolicy> Policy(const ModelConfig& model, const AttentionOptions& options,
-                                          kernels::DType dtype = kernels::DType::kF32) {
-    auto policy =
-        NewAttentionPolicy(model, options, dtype, {.hi = 1, .lo = 2}, *backend_, store_.get());
-    EXPECT_OK(policy);
-    return std::move(policy).value();
-  }
-
-  // Feeds tokens [state.tokens, end) of the sequence in chunks to every layer; the last layer's
-  // output of those tokens.
-  std::vector<float> Feed(const ModelConfig& model, AttentionState& state, const Sequence& s,
-                          int64_t begin, int64_t end, int64_t chunk) {
-    const int64_t q_row = model.q_heads * model.head_dim, kv_row = model.kv_heads * model.head_dim;
-    std::vector<float> out(static_cast<size_t>((end - begin) * q_row));
-    for (int64_t at = begin; at < end; at += chunk) {
-      for (int64_t layer = 0; layer < model.layers; ++layer) {
-        EXPECT_OK(state.Attend({.layer = layer,
-                                .first_position = at,
-                                .tokens = std::min(chunk, end - at),
-                                .q = s.q.data() + at * q_row,
-                                .k = s.k.data() + at * kv_row,
-                                .v = s.v.data() + at * kv_row,
-                                .out = out.data() + (at - begin) * q_row},
-                               scratch_));
-      }
-    }
-    return out;
-  }
-
-  std::vector<float> Run(const ModelConfig& model, const AttentionOptions& options,
-                         const Sequence& s, int64_t chunk) {
-    const auto policy = Policy(model, options);
-    auto state = policy->NewState();
-    EXPECT_OK(state);
-    return Feed(model, **state, s, 0, s.tokens, chunk);
-  }
-
-  kernels::ThreadPool pool_;
-  std::unique_ptr<kernels::Backend> backend_;
-  std::unique_ptr<memstore::MemoryStore> store_;
-  AttentionScratch scratch_;
-};
-
-template <typename A, typename B>
-double MaxDifference(const A& a, const B& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double worst = 0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    worst = std::max(worst, std::abs(double(a[i]) - double(b[i])));
-  }
-  return worst;
-}
-
-Distance TrueDistance() {
-  return [](int64_t i, int64_t j) { return std::optional<int64_t>(i - j); };
-}
 
 TEST_P(AttentionPolicyTest, FullIsCausalAttention) {
   const ModelConfig model = TinyModel();
@@ -351,6 +253,56 @@ INSTANTIATE_TEST_SUITE_P(
                    "block-tokens is 128"},
         BadOptions{"CacheBelowTopK", [](auto& o) { o.top_k = 64; }, "cache-blocks is 32",
                    "top-k, which is 64"},
+        BadOptions{"CacheBelowTheTopKOfAllKvHeads",
+                   [](auto& o) {
+                     o.selection = SelectionUnit::kKvHead;
+                     o.top_k = 17;
+                   },
+                   "cache-blocks is 32",
+                   "top-k x KV heads with selection kv-head, which is 17 x 2 = 34"},
+        BadOptions{"TopKAboveARequest",
+                   [](auto& o) {
+                     o.top_k = 65537;
+                     o.cache_blocks = 1 << 20;
+                   },
+                   "top-k is 65537", "[0, 65536]"},
+        BadOptions{"TopKOfAllKvHeadsAboveARequest",
+                   [](auto& o) {
+                     o.selection = SelectionUnit::kKvHead;
+                     o.top_k = 32769;
+                     o.cache_blocks = 1 << 20;
+                   },
+                   "top-k is 32769", "at most 32768 with selection kv-head"},
+        BadOptions{"KeysAboveTheirLimit",
+                   [](auto& o) {
+                     o.representative = kernels::RepresentativeKind::kKeys;
+                     o.repr_top_k = 65;
+                   },
+                   "repr-top-k is 65", "at most 64 with representatives keys"},
+        BadOptions{"CompatScoring",
+                   [](auto& o) {
+                     o.compat_reference = true;
+                     o.scoring = kernels::Scoring::kHeadVote;
+                   },
+                   "scoring is head-vote", "must be mean with compat reference"},
+        BadOptions{"CompatRepresentatives",
+                   [](auto& o) {
+                     o.compat_reference = true;
+                     o.representative = kernels::RepresentativeKind::kBounds;
+                   },
+                   "representatives is bounds", "must be mean-key with compat reference"},
+        BadOptions{"CompatSelection",
+                   [](auto& o) {
+                     o.compat_reference = true;
+                     o.selection = SelectionUnit::kKvHead;
+                   },
+                   "selection is kv-head", "must be layer with compat reference"},
+        BadOptions{"CompatFarPositions",
+                   [](auto& o) {
+                     o.compat_reference = true;
+                     o.far_positions = FarPositions::kSequential;
+                   },
+                   "far-positions is sequential", "must be shared with compat reference"},
         BadOptions{"Decay",
                    [](auto& o) {
                      o.cache_policy = CachePolicy::kLruS;
@@ -370,6 +322,49 @@ TEST(AttentionOptionsTest, WindowMustFitTheModelsSlidingWindow) {
   model.sliding_window = 1024;
   EXPECT_THAT(AttentionOptions().Validate(model),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1024")));
+}
+
+TEST(AttentionOptionsTest, SelectionPerKvHeadHasALimitOfHeads) {
+  AttentionOptions options;
+  options.top_k = 1;
+  options.cache_blocks = 100;
+  EXPECT_OK(options.Validate(TinyModel(65, 65)));
+  options.selection = SelectionUnit::kKvHead;
+  EXPECT_OK(options.Validate(TinyModel(64, 64)));
+  EXPECT_THAT(options.Validate(TinyModel(65, 65)),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       AllOf(HasSubstr("at most 64 KV heads"), HasSubstr("has 65"))));
+}
+
+// What the method does not use is not looked at, so that one set of flags serves all policies.
+TEST(AttentionOptionsTest, OtherPoliciesIgnoreTheOptionsOfTheMemory) {
+  AttentionOptions options;
+  options.selection = SelectionUnit::kKvHead;
+  options.far_positions = FarPositions::kSequential;
+  options.cache_blocks = 1;
+  options.compat_reference = true;
+  for (const PolicyKind policy :
+       {PolicyKind::kFull, PolicyKind::kStreamingLlm, PolicyKind::kLmInfinite}) {
+    options.policy = policy;
+    EXPECT_OK(options.Validate(TinyModel()));
+  }
+}
+
+TEST(AttentionOptionsTest, NamesAreReadBack) {
+  using kernels::RepresentativeKind;
+  for (const auto kind :
+       {RepresentativeKind::kMeanKey, RepresentativeKind::kKeys, RepresentativeKind::kBounds}) {
+    EXPECT_EQ(ParseRepresentativeKind(Name(kind)), kind);
+  }
+  for (const auto unit : {SelectionUnit::kLayer, SelectionUnit::kKvHead}) {
+    EXPECT_EQ(ParseSelectionUnit(Name(unit)), unit);
+  }
+  for (const auto positions : {FarPositions::kShared, FarPositions::kSequential}) {
+    EXPECT_EQ(ParseFarPositions(Name(positions)), positions);
+  }
+  EXPECT_EQ(ParseRepresentativeKind("mean"), std::nullopt);
+  EXPECT_EQ(ParseSelectionUnit("head"), std::nullopt);
+  EXPECT_EQ(ParseFarPositions(""), std::nullopt);
 }
 
 }  // namespace

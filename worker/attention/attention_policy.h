@@ -16,17 +16,24 @@
 
 namespace infllm::worker {
 
+// Rows of a rope table for consecutive positions, in device memory. See RopeRows().
+struct RopeTable {
+  kernels::Buffer rows;  // [tokens, head_dim]
+  uint64_t rope_id = 0;
+  int64_t first_position = 0;
+  int64_t tokens = 0;
+};
+
 // Device buffers that a forward pass reuses from layer to layer. Grows, never shrinks. One forward
 // pass at a time.
 struct AttentionScratch {
   kernels::Buffer q_near;  // [tokens, q_heads, head_dim]
   kernels::Buffer q_far;   // [tokens, q_heads, head_dim]
   kernels::Buffer k_near;  // [tokens, kv_heads, head_dim]
-  kernels::Buffer rope;    // [tokens, head_dim]
-  // What `rope` holds now: layers of one pass share it.
-  uint64_t rope_id = 0;
-  int64_t rope_position = -1;
-  int64_t rope_tokens = 0;
+  RopeTable rope;          // of the pass's tokens
+  // Of FarPositions::kSequential: keys of sinks and blocks where they stand for the exec block.
+  kernels::Buffer far_keys;
+  RopeTable far_rope;
 };
 
 // The projections of consecutive tokens of one layer, before any rotation. Device memory.

@@ -5,6 +5,7 @@
 
 #include "kernels/core/status_macros.h"
 #include "worker/attention/block_cache.h"
+#include "worker/attention/far_keys.h"
 #include "worker/attention/layer_window.h"
 #include "worker/attention/policies.h"
 #include "worker/attention/rotation.h"
@@ -12,7 +13,7 @@
 namespace infllm::worker {
 namespace {
 
-using kernels::KvSegment;
+using kernels::RepresentativeKind;
 using memstore::Selection;
 
 // One step of a layer, for each exec block of m queries that ends at position T (paper sec. 3):
@@ -20,12 +21,12 @@ using memstore::Selection;
 //   2. attend sinks, retrieved blocks, remainder and window in one softmax; tokens of the window
 //      collect the probability they draw;
 //   3. publish each block whose tokens have all left the window of the next query: its end is at
-//      or before T - n_local. Its representative is made of the keys that drew most.
+//      or before T - n_local. Its representative is made of the keys that drew most, or bounds all.
 // Payloads go to the store as soon as a page is full, long before it is published.
 class InfLlmState final : public AttentionState {
  public:
   InfLlmState(const PolicyContext& context, memstore::ContextId id)
-      : context_(context), options_(context.options), id_(id) {
+      : context_(context), options_(context.options), id_(id), far_(context) {
     const LayerWindow::Shape shape{.sink_tokens = options_.n_init,
                                    .page_tokens = options_.block_tokens,
                                    .q_heads = context.model.q_heads,
@@ -34,7 +35,7 @@ class InfLlmState final : public AttentionState {
                                    .dtype = context.kv_dtype,
                                    .raw_pages = true,
                                    .raw_sinks = true,
-                                   .mass = true};
+                                   .mass = options_.representative != RepresentativeKind::kBounds};
     for (int64_t i = 0; i < context.model.layers; ++i) {
       layers_.push_back(
           {.window = LayerWindow(*context.backend, shape),
@@ -100,52 +101,53 @@ class InfLlmState final : public AttentionState {
     const int64_t q_row = context_.model.q_heads * context_.model.head_dim;
     const int64_t position = input.first_position + begin;
     const int64_t end = position + count;
+    const float* q_near = scratch.q_near.as<float>() + begin * q_row;
     const float* q_far = scratch.q_far.as<float>() + begin * q_row;
 
-    near_.clear();
-    far_.clear();
-    layer.window.AddSegments(position - options_.n_local + 1, end, LayerWindow::Keys::kRotated,
-                             true, near_);
-    // Sinks and remainder, as far as the last query no longer has them in its window.
-    layer.window.AddSegments(0, end - options_.n_local, LayerWindow::Keys::kRaw, false, far_);
-    const size_t first_selected = far_.size();
     Selection selection;
+    records_.clear();
     if (layer.window.first_page() > 0 && options_.top_k > 0) {
       INFLLM_ASSIGN_OR_RETURN(selection, Retrieve(layer, input.layer, position, q_far, count));
     }
+    near_.clear();
+    layer.window.AddSegments(position - options_.n_local + 1, end, LayerWindow::Keys::kRotated,
+                             true, near_);
+    INFLLM_RETURN_IF_ERROR(far_.Collect(layer.window, selection, records_, end, scratch));
     const bool track_mass =
         options_.cache_policy == CachePolicy::kLruS && !selection.blocks.empty();
     if (track_mass) {
-      const size_t bytes = far_.size() * sizeof(float);
+      const size_t bytes = far_.segments().size() * sizeof(float);
       INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, far_mass_));
       INFLLM_RETURN_IF_ERROR(backend().Zero(far_mass_.data(), bytes));
     }
-    INFLLM_RETURN_IF_ERROR(
-        backend().Attention({.q_near = scratch.q_near.as<float>() + begin * q_row,
-                             .q_far = q_far,
-                             .out = input.out + begin * q_row,
-                             .near = near_,
-                             .far = far_,
-                             .far_segment_mass = track_mass ? far_mass_.as<float>() : nullptr,
-                             .tokens = count,
-                             .q_heads = context_.model.q_heads,
-                             .kv_heads = context_.model.kv_heads,
-                             .head_dim = context_.model.head_dim,
-                             .first_position = position,
-                             .window = options_.n_local,
-                             .scale = context_.scale,
-                             .kv_dtype = context_.kv_dtype,
-                             .far_unmasked = options_.compat_reference}));
+    INFLLM_RETURN_IF_ERROR(backend().Attention(
+        {.q_near = q_near,
+         .q_far = options_.far_positions == FarPositions::kShared ? q_far : q_near,
+         .out = input.out + begin * q_row,
+         .near = near_,
+         .far = far_.segments(),
+         .far_segment_mass = track_mass ? far_mass_.as<float>() : nullptr,
+         .tokens = count,
+         .q_heads = context_.model.q_heads,
+         .kv_heads = context_.model.kv_heads,
+         .head_dim = context_.model.head_dim,
+         .first_position = position,
+         .window = options_.n_local,
+         .scale = context_.scale,
+         .kv_dtype = context_.kv_dtype,
+         .far_unmasked = options_.compat_reference}));
     if (track_mass) {
-      host_mass_.resize(far_.size());
+      host_mass_.resize(far_.segments().size());
       INFLLM_RETURN_IF_ERROR(backend().Download(host_mass_.data(), far_mass_.data(),
                                                 host_mass_.size() * sizeof(float)));
-      layer.cache.Score(selection, std::span(host_mass_).subspan(first_selected));
+      far_.SumByBlock(host_mass_, block_mass_);
+      layer.cache.Score(selection, block_mass_);
     }
     return absl::OkStatus();
   }
 
-  // Selects blocks for the exec block's mean query and appends their segments to far_.
+  // Selects blocks for the exec block's mean query, which always is that of the shared far
+  // position, and admits them to the cache: records_.
   absl::StatusOr<Selection> Retrieve(Layer& layer, int64_t layer_index, int64_t position,
                                      const float* q_far, int64_t count) {
     const size_t floats = static_cast<size_t>(context_.model.q_heads * context_.model.head_dim);
@@ -158,26 +160,19 @@ class InfLlmState final : public AttentionState {
     host_query_.resize(floats);
     INFLLM_RETURN_IF_ERROR(
         backend().Download(host_query_.data(), mean_query_.data(), floats * sizeof(float)));
-    INFLLM_ASSIGN_OR_RETURN(Selection selection,
-                            context_.store->Select(id_, static_cast<int32_t>(layer_index),
-                                                   {.query = host_query_,
-                                                    .k = static_cast<int32_t>(options_.top_k),
-                                                    .scoring = options_.scoring,
-                                                    .have = layer.cache.indices()}));
+    INFLLM_ASSIGN_OR_RETURN(
+        Selection selection,
+        context_.store->Select(id_, static_cast<int32_t>(layer_index),
+                               {.query = host_query_,
+                                .k = static_cast<int32_t>(options_.top_k),
+                                .per_kv_head = options_.selection == SelectionUnit::kKvHead,
+                                .scoring = options_.scoring,
+                                .have = layer.cache.indices()}));
     ++stats_.selections;
     for (const memstore::SelectedBlock& block : selection.blocks) {
       ++(block.block ? stats_.cache_misses : stats_.cache_hits);
     }
     INFLLM_RETURN_IF_ERROR(layer.cache.Admit(selection, records_));
-    const int64_t head_stride = options_.block_tokens * context_.model.head_dim;
-    const size_t value_offset = PayloadBytes() / 2;
-    for (size_t i = 0; i < records_.size(); ++i) {
-      far_.push_back({.k = records_[i],
-                      .v = records_[i] + value_offset,
-                      .head_stride = head_stride,
-                      .position = layer.window.page_begin(selection.blocks[i].index),
-                      .tokens = options_.block_tokens});
-    }
     if (observer_) observer_(layer_index, position, selection.blocks);
     return selection;
   }
@@ -192,12 +187,16 @@ class InfLlmState final : public AttentionState {
     if (layer.stored_blocks < first + count) {
       INFLLM_RETURN_IF_ERROR(StorePages(layer, layer_index));
     }
-    const int64_t floats = context_.model.q_heads * context_.model.head_dim;
+    const int64_t floats = kernels::ShapeOf(options_.representative, options_.repr_top_k,
+                                            context_.model.q_heads, context_.model.kv_heads)
+                               .rows() *
+                           context_.model.head_dim;
     const size_t bytes = static_cast<size_t>(count * floats) * sizeof(float);
     INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, representatives_));
     for (int64_t i = 0; i < count; ++i) {
       INFLLM_RETURN_IF_ERROR(
-          backend().Representatives({.k = layer.window.page_record(first + i),
+          backend().Representatives({.kind = options_.representative,
+                                     .k = layer.window.page_record(first + i),
                                      .mass = layer.window.page_mass(first + i),
                                      .out = representatives_.as<float>() + i * floats,
                                      .kv_dtype = context_.kv_dtype,
@@ -255,9 +254,10 @@ class InfLlmState final : public AttentionState {
   SelectionObserver observer_;
 
   // Reused between calls.
-  std::vector<KvSegment> near_, far_;
+  std::vector<kernels::KvSegment> near_;
+  FarKeys far_;
   std::vector<const std::byte*> records_;
-  std::vector<float> host_query_, host_representatives_, host_mass_;
+  std::vector<float> host_query_, host_representatives_, host_mass_, block_mass_;
   std::vector<std::byte> staging_;
   kernels::Buffer mean_query_, representatives_, far_mass_;
 };
@@ -266,17 +266,19 @@ class InfLlmState final : public AttentionState {
 
 absl::StatusOr<std::unique_ptr<AttentionState>> NewInfLlmState(const PolicyContext& context) {
   const ModelConfig& model = context.model;
+  memstore::Geometry geometry{.layers = static_cast<int32_t>(model.layers),
+                              .q_heads = static_cast<int32_t>(model.q_heads),
+                              .kv_heads = static_cast<int32_t>(model.kv_heads),
+                              .head_dim = static_cast<int32_t>(model.head_dim),
+                              .block_tokens = static_cast<int32_t>(context.options.block_tokens),
+                              .dtype = context.kv_dtype,
+                              .representative = context.options.representative};
+  if (geometry.representative == RepresentativeKind::kKeys) {
+    geometry.repr_top_k = static_cast<int32_t>(context.options.repr_top_k);
+  }
   INFLLM_ASSIGN_OR_RETURN(
       const memstore::ContextId id,
-      context.store->Create(
-          {.tenant = "",
-           .model = context.fingerprint,
-           .geometry = {.layers = static_cast<int32_t>(model.layers),
-                        .q_heads = static_cast<int32_t>(model.q_heads),
-                        .kv_heads = static_cast<int32_t>(model.kv_heads),
-                        .head_dim = static_cast<int32_t>(model.head_dim),
-                        .block_tokens = static_cast<int32_t>(context.options.block_tokens),
-                        .dtype = context.kv_dtype}}));
+      context.store->Create({.tenant = "", .model = context.fingerprint, .geometry = geometry}));
   return std::make_unique<InfLlmState>(context, id);
 }
 

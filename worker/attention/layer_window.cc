@@ -87,7 +87,7 @@ const std::byte* LayerWindow::page_record(int64_t page) const {
 }
 
 const float* LayerWindow::page_mass(int64_t page) const {
-  INFLLM_CHECK(shape_.mass && page >= first_page_);
+  INFLLM_CHECK(page >= first_page_);
   return pages_[page - first_page_].mass.as<float>();
 }
 

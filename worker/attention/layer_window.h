@@ -46,7 +46,7 @@ class LayerWindow {
   int64_t page_end(int64_t page) const { return page_begin(page + 1); }
   // Raw keys, then values: [2, kv_heads, page_tokens, head_dim]. REQUIRES: raw_pages, page kept.
   const std::byte* page_record(int64_t page) const;
-  // [q_heads, page_tokens]. REQUIRES: mass, page kept.
+  // [q_heads, page_tokens], null without mass. REQUIRES: page kept.
   const float* page_mass(int64_t page) const;
   void DropPagesBefore(int64_t page);
 

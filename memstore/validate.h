@@ -1,0 +1,25 @@
+// What a store refuses before it does anything: INVALID_ARGUMENT names field, value and limit.
+#pragma once
+
+#include <span>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "memstore/block.h"
+#include "memstore/memory_store.h"
+
+namespace infllm::memstore {
+
+absl::Status CheckField(absl::string_view name, int64_t value, int64_t least, int64_t most);
+
+// Of a geometry that is valid no size overflows.
+absl::Status Validate(const Geometry& geometry);
+absl::Status Validate(const ContextOptions& options);
+// REQUIRES: a valid geometry.
+absl::Status Validate(const SelectRequest& request, const Geometry& geometry);
+// Whole representatives, finite also in the dtype in which they are kept.
+// REQUIRES: a valid geometry.
+absl::Status ValidateRepresentatives(std::span<const float> representatives,
+                                     const Geometry& geometry);
+
+}  // namespace infllm::memstore

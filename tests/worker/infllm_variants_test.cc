@@ -1,0 +1,316 @@
+// Representatives, selection per KV head and far positions: every combination against plain loops.
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "tests/support/status_matchers.h"
+#include "tests/worker/attention_oracle.h"
+#include "tests/worker/attention_policy_fixture.h"
+#include "tests/worker/infllm_oracle.h"
+#include "worker/attention/attention_policy.h"
+
+namespace infllm::worker {
+namespace {
+
+using kernels::RepresentativeKind;
+using kernels::Scoring;
+
+AttentionOptions Variant(RepresentativeKind representative, SelectionUnit selection,
+                         FarPositions positions) {
+  AttentionOptions options = SmallOptions(PolicyKind::kInfLlm);
+  options.cache_blocks = 2 * options.top_k;  // just what 2 KV heads may select
+  options.representative = representative;
+  options.selection = selection;
+  options.far_positions = positions;
+  return options;
+}
+
+std::string Describe(const AttentionOptions& o) {
+  std::string text;
+  for (const std::string_view part :
+       {Name(o.representative), Name(o.selection), Name(o.scoring), Name(o.far_positions),
+        Name(o.rope_scaling), Name(o.cache_policy)}) {
+    text.append(part).append(" ");
+  }
+  return text + "n_init " + std::to_string(o.n_init) + " exec " + std::to_string(o.exec_block);
+}
+
+// One of each, and all that selection per head and sequential positions touch at once.
+std::vector<AttentionOptions> SomeVariants() {
+  return {Variant(RepresentativeKind::kMeanKey, SelectionUnit::kLayer, FarPositions::kSequential),
+          Variant(RepresentativeKind::kKeys, SelectionUnit::kKvHead, FarPositions::kShared),
+          Variant(RepresentativeKind::kBounds, SelectionUnit::kKvHead, FarPositions::kSequential)};
+}
+
+class InfLlmVariantsTest : public AttentionPolicyTest {
+ protected:
+  struct Outcome {
+    std::vector<float> out;                   // of the last layer
+    std::vector<OracleRetrieval> retrievals;  // of the last layer, without mass
+    AttentionStats stats;
+  };
+  Outcome Observe(const ModelConfig& model, const AttentionOptions& options, const Sequence& s,
+                  int64_t chunk) {
+    Outcome outcome;
+    const auto policy = Policy(model, options);
+    auto state = policy->NewState();
+    EXPECT_OK(state);
+    (*state)->set_observer(
+        [&](int64_t layer, int64_t position, std::span<const memstore::SelectedBlock> blocks) {
+          if (layer != model.layers - 1) return;
+          OracleRetrieval& retrieval = outcome.retrievals.emplace_back();
+          retrieval.position = position;
+          for (const memstore::SelectedBlock& block : blocks) {
+            retrieval.blocks.push_back(block.index);
+            retrieval.kv_heads.push_back(block.kv_heads);
+          }
+        });
+    outcome.out = Feed(model, **state, s, 0, s.tokens, chunk);
+    outcome.stats = (*state)->stats();
+    return outcome;
+  }
+
+  void ExpectMatchesTheOracle(const ModelConfig& model, const AttentionOptions& options,
+                              const Sequence& s, int64_t chunk) {
+    SCOPED_TRACE(Describe(options));
+    const OracleRun expected = OracleInfLlm(model, options, s);
+    // The test is about texts of which much is not attended.
+    EXPECT_GT(expected.unseen / model.q_heads, 2000);
+    const Outcome actual = Observe(model, options, s, chunk);
+    EXPECT_EQ(actual.retrievals, expected.retrievals);
+    EXPECT_LT(MaxDifference(actual.out, expected.out), kTolerance);
+  }
+};
+
+TEST_P(InfLlmVariantsTest, EveryCombinationIsWhatItsDefinitionSays) {
+  const ModelConfig model = TinyModel();
+  const Sequence s = RandomSequence(model, 160, 21);
+  for (const auto representative :
+       {RepresentativeKind::kMeanKey, RepresentativeKind::kKeys, RepresentativeKind::kBounds}) {
+    for (const auto selection : {SelectionUnit::kLayer, SelectionUnit::kKvHead}) {
+      for (const auto positions : {FarPositions::kShared, FarPositions::kSequential}) {
+        for (const auto scoring : {Scoring::kMean, Scoring::kHeadVote}) {
+          AttentionOptions options = Variant(representative, selection, positions);
+          options.scoring = scoring;
+          ExpectMatchesTheOracle(model, options, s, 16);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(InfLlmVariantsTest, VariantsHoldForOtherShapesStepsAndScalings) {
+  for (AttentionOptions variant : SomeVariants()) {
+    variant.cache_blocks = 4 * variant.top_k;
+    for (const auto& [q_heads, kv_heads, head_dim] :
+         {std::tuple{2, 2, 8}, {8, 4, 24}, {3, 1, 32}}) {
+      const ModelConfig model = TinyModel(q_heads, kv_heads, head_dim);
+      ExpectMatchesTheOracle(model, variant, RandomSequence(model, 160, 22), 16);
+    }
+    const ModelConfig model = TinyModel();
+    const Sequence s = RandomSequence(model, 160, 23);
+    AttentionOptions decoding = variant;
+    decoding.exec_block = 1;
+    ExpectMatchesTheOracle(model, decoding, s, 20);
+    AttentionOptions odd = variant;  // exec blocks that are not whole blocks, no sinks
+    odd.n_init = 0;
+    odd.exec_block = 11;
+    odd.block_tokens = 5;
+    ExpectMatchesTheOracle(model, odd, s, 33);
+    for (const RopeScaling scaling : {RopeScaling::kLinear, RopeScaling::kNtk}) {
+      AttentionOptions scaled = variant;
+      scaled.rope_scaling = scaling;
+      ExpectMatchesTheOracle(model, scaled, s, 32);
+    }
+  }
+}
+
+// Ten times the window: the distances are the true ones, so nothing is left of the method.
+TEST_P(InfLlmVariantsTest, SequentialIsCausalAttentionWhileNothingIsDropped) {
+  const ModelConfig model = TinyModel();
+  const Sequence s = RandomSequence(model, 240, 24);
+  const auto expected = OracleAttention(model, s, TrueDistance());
+  for (const SelectionUnit selection : {SelectionUnit::kLayer, SelectionUnit::kKvHead}) {
+    for (const auto& [n_init, exec_block, chunk] :
+         {std::tuple{4, 8, 16}, {0, 24, 240}, {37, 8, 40}, {13, 1, 1}, {4, 5, 35}}) {
+      AttentionOptions options = SmallOptions(PolicyKind::kInfLlm);
+      options.n_init = n_init;
+      options.exec_block = exec_block;
+      options.selection = selection;
+      options.far_positions = FarPositions::kSequential;
+      options.top_k = 100;
+      options.cache_blocks = 200;
+      EXPECT_LT(MaxDifference(Run(model, options, s, chunk), expected), kTolerance)
+          << Describe(options);
+    }
+  }
+}
+
+TEST_P(InfLlmVariantsTest, SequentialIsTheFullPolicyUnderEveryScaling) {
+  const ModelConfig model = TinyModel();
+  const Sequence s = RandomSequence(model, 400, 25);
+  for (const RopeScaling scaling : {RopeScaling::kNone, RopeScaling::kLinear, RopeScaling::kNtk}) {
+    AttentionOptions options = SmallOptions(PolicyKind::kInfLlm);
+    options.rope_scaling = scaling;
+    options.far_positions = FarPositions::kSequential;
+    options.top_k = 100;
+    options.cache_blocks = 100;
+    AttentionOptions full = options;
+    full.policy = PolicyKind::kFull;
+    EXPECT_LT(MaxDifference(Run(model, options, s, 40), Run(model, full, s, 40)), kTolerance)
+        << Name(scaling);
+  }
+}
+
+TEST_P(InfLlmVariantsTest, HeadsThatSelectAllBlocksAreALayerThatDoes) {
+  const ModelConfig model = TinyModel();
+  const Sequence s = RandomSequence(model, 200, 26);
+  for (const FarPositions positions : {FarPositions::kShared, FarPositions::kSequential}) {
+    AttentionOptions options = Variant(RepresentativeKind::kKeys, SelectionUnit::kLayer, positions);
+    options.top_k = 100;
+    options.cache_blocks = 200;
+    const auto expected = Run(model, options, s, 40);
+    options.selection = SelectionUnit::kKvHead;
+    EXPECT_EQ(Run(model, options, s, 40), expected);
+  }
+}
+
+TEST_P(InfLlmVariantsTest, ChunksCachesAndTiersDoNotChangeResults) {
+  const ModelConfig model = TinyModel();
+  const Sequence s = RandomSequence(model, 400, 27);
+  for (AttentionOptions options : SomeVariants()) {
+    SCOPED_TRACE(Describe(options));
+    const auto expected = Run(model, options, s, 64);
+    EXPECT_LT(MaxDifference(Run(model, options, s, 400), expected), kTolerance);
+    EXPECT_LT(MaxDifference(Run(model, options, s, 8), expected), kTolerance);
+    const int64_t payload = 2 * model.kv_heads * options.block_tokens * model.head_dim * 4;
+    for (const CachePolicy policy : {CachePolicy::kLru, CachePolicy::kLruS}) {
+      for (const int64_t cache_blocks : {6, 7, 100}) {
+        options.cache_policy = policy;
+        options.cache_blocks = cache_blocks;
+        // Room for little more than what the cache pins.
+        ResetStore(2 * model.layers * (cache_blocks + 4) * (payload + 4096));
+        EXPECT_EQ(Run(model, options, s, 64), expected) << cache_blocks;
+      }
+    }
+    ResetStore(int64_t{64} << 20);
+  }
+}
+
+TEST_P(InfLlmVariantsTest, ForksContinueAsIfTheyHadReadItAll) {
+  const ModelConfig model = TinyModel();
+  const Sequence s = RandomSequence(model, 320, 28);
+  const Sequence other = RandomSequence(model, 320, 29);
+  for (AttentionOptions options : SomeVariants()) {
+    SCOPED_TRACE(Describe(options));
+    options.cache_policy = CachePolicy::kLruS;
+    const auto policy = Policy(model, options);
+    ASSERT_OK_AND_ASSIGN(const auto parent, policy->NewState());
+    const int64_t cut = 200;  // in the middle of a page
+    Feed(model, *parent, s, 0, cut, 40);
+    ASSERT_OK_AND_ASSIGN(const auto fork, parent->Fork());
+    const auto forked = Feed(model, *fork, other, cut, 320, 40);
+    const auto continued = Feed(model, *parent, s, cut, 320, 40);
+
+    ASSERT_OK_AND_ASSIGN(const auto fresh, policy->NewState());
+    Feed(model, *fresh, s, 0, cut, 40);
+    EXPECT_EQ(continued, Feed(model, *fresh, s, cut, 320, 40));
+    ASSERT_OK_AND_ASSIGN(const auto fresh_other, policy->NewState());
+    Feed(model, *fresh_other, s, 0, cut, 40);
+    EXPECT_EQ(forked, Feed(model, *fresh_other, other, cut, 320, 40));
+  }
+}
+
+// bf16 may change a close selection, so nothing is dropped; head dims make odd page sizes.
+TEST_P(InfLlmVariantsTest, Bf16StaysCloseToF32) {
+  const ModelConfig model = TinyModel(4, 2, 10);
+  const Sequence s = RandomSequence(model, 120, 30);
+  for (AttentionOptions options : SomeVariants()) {
+    SCOPED_TRACE(Describe(options));
+    options.top_k = 100;
+    options.cache_blocks = 200;
+    options.block_tokens = 7;
+    const auto policy = Policy(model, options, kernels::DType::kBF16);
+    ASSERT_OK_AND_ASSIGN(const auto state, policy->NewState());
+    const auto bf16 = Feed(model, *state, s, 0, s.tokens, 16);
+    EXPECT_LT(MaxDifference(bf16, Run(model, options, s, 16)), 0.1);
+  }
+}
+
+TEST_P(InfLlmVariantsTest, EveryKvHeadSelectsTopKOfItsOwn) {
+  const ModelConfig model = TinyModel(8, 4, 16);
+  const Sequence s = RandomSequence(model, 200, 31);
+  AttentionOptions options =
+      Variant(RepresentativeKind::kKeys, SelectionUnit::kKvHead, FarPositions::kSequential);
+  options.cache_blocks = 4 * options.top_k;
+  const Outcome outcome = Observe(model, options, s, 16);
+  size_t widest = 0;
+  for (const OracleRetrieval& retrieval : outcome.retrievals) {
+    const int64_t published =
+        (retrieval.position - options.n_init - options.n_local) / options.block_tokens;
+    for (int g = 0; g < 4; ++g) {
+      EXPECT_EQ(std::count_if(retrieval.kv_heads.begin(), retrieval.kv_heads.end(),
+                              [&](uint64_t mask) { return (mask >> g & 1) != 0; }),
+                std::min(options.top_k, published));
+    }
+    widest = std::max(widest, retrieval.blocks.size());
+  }
+  EXPECT_GT(widest, static_cast<size_t>(options.top_k));
+}
+
+// lru-s by its definition (paper sec. 3.2): (hits, misses) of a cache of `capacity` blocks.
+std::pair<int64_t, int64_t> SimulateLruS(const std::vector<OracleRetrieval>& retrievals,
+                                         int64_t capacity, double decay) {
+  std::map<int64_t, double> cache;  // block: score
+  int64_t hits = 0, misses = 0;
+  for (const OracleRetrieval& retrieval : retrievals) {
+    const std::set<int64_t> selected(retrieval.blocks.begin(), retrieval.blocks.end());
+    int64_t missing = 0;
+    for (const int64_t block : selected) missing += !cache.contains(block);
+    misses += missing;
+    hits += static_cast<int64_t>(selected.size()) - missing;
+    while (static_cast<int64_t>(cache.size()) + missing > capacity) {
+      auto victim = cache.end();
+      for (auto it = cache.begin(); it != cache.end(); ++it) {
+        if (selected.contains(it->first)) continue;
+        if (victim == cache.end() || it->second < victim->second) victim = it;
+      }
+      cache.erase(victim);
+    }
+    for (auto& [block, score] : cache) score *= decay;
+    for (size_t i = 0; i < retrieval.blocks.size(); ++i) {
+      cache[retrieval.blocks[i]] += retrieval.mass[i];
+    }
+  }
+  return {hits, misses};
+}
+
+TEST_P(InfLlmVariantsTest, LruSScoresBlocksByWhatAllTheirHeadsDrew) {
+  const ModelConfig model = TinyModel(8, 4, 16);  // so that some but not all heads share blocks
+  const Sequence s = RandomSequence(model, 400, 32);
+  for (AttentionOptions options : SomeVariants()) {
+    options.cache_policy = CachePolicy::kLruS;
+    options.score_decay = 0.9;
+    const std::vector<OracleRetrieval> retrievals = OracleInfLlm(model, options, s).retrievals;
+    for (const int64_t cache_blocks : {12, 14, 17, 20}) {
+      options.cache_blocks = cache_blocks;
+      const auto [hits, misses] = SimulateLruS(retrievals, cache_blocks, options.score_decay);
+      EXPECT_GT(hits, 0);
+      const AttentionStats stats = Observe(model, options, s, 64).stats;
+      EXPECT_EQ(stats.cache_hits, model.layers * hits) << Describe(options) << cache_blocks;
+      EXPECT_EQ(stats.cache_misses, model.layers * misses) << Describe(options) << cache_blocks;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, InfLlmVariantsTest, ::testing::Bool(),
+                         [](const auto& info) { return info.param ? "reference" : "cpu"; });
+
+}  // namespace
+}  // namespace infllm::worker
