@@ -170,9 +170,13 @@ absl::Status PlanEndpoint(const EvalFlags& flags, EvalPlan& plan) {
                           .model = flags.endpoint_model,
                           .timeout = std::chrono::seconds(flags.endpoint_timeout)};
   if (const char* key = std::getenv("OPENAI_API_KEY")) options.api_key = key;
+  plan.settings["tokenizer"] = "";  // texts are as long as it makes them
   if (!flags.runtime.model.empty()) {
+    const std::string path = flags.runtime.model + "/tokenizer.model";
     INFLLM_ASSIGN_OR_RETURN(std::shared_ptr<const worker::Tokenizer> tokenizer,
-                            worker::LoadSentencePiece(flags.runtime.model + "/tokenizer.model"));
+                            worker::LoadSentencePiece(path));
+    INFLLM_ASSIGN_OR_RETURN(const std::string bytes, ReadText(path));
+    plan.settings["tokenizer"] = HashOf(bytes);
     // Shared by the subject and the tasks.
     options.count_tokens = [tokenizer](std::string_view text) {
       return static_cast<int64_t>(tokenizer->Encode(text).size());
@@ -182,7 +186,6 @@ absl::Status PlanEndpoint(const EvalFlags& flags, EvalPlan& plan) {
   plan.request.count_tokens = [counter](std::string_view text) {
     return counter->CountTokens(text);
   };
-  plan.settings["tokenizer"] = flags.runtime.model.empty() ? "estimate" : "given";
   plan.title = flags.endpoint;
   plan.configurations.push_back(
       {.name = "endpoint",

@@ -18,9 +18,11 @@ inline constexpr std::string_view kPerplexityTask = "perplexity";
 
 // Whether the memory found what was asked for, apart from what the model made of it.
 struct Retrieval {
-  bool in_window = false;       // the evidence never left the window: nothing to retrieve
-  std::vector<int32_t> layers;  // that selected a block of the evidence while answering
-  int64_t best_rank = 0;        // among the selected blocks, 1 is best; 0: never selected
+  bool in_window = false;  // the evidence was in the window when the answer began
+  // That selected a block of the evidence while answering; none unless each passage of it that had
+  // left the window was selected by some layer.
+  std::vector<int32_t> layers;
+  int64_t best_rank = 0;  // among the selected blocks, 1 is best; 0: never selected
   bool hit() const { return in_window || !layers.empty(); }
   friend bool operator==(const Retrieval&, const Retrieval&) = default;
 };

@@ -44,18 +44,17 @@ class ScriptedServer {
   explicit ScriptedServer(std::deque<std::string> replies)
       : replies_(std::move(replies)),
         acceptor_(io_, {asio::ip::make_address("127.0.0.1"), 0}),
+        endpoint_(acceptor_.local_endpoint()),
         thread_([this] { Serve(); }) {}
   ~ScriptedServer() {
     stopping_ = true;
     boost::system::error_code ignored;
     asio::ip::tcp::socket wake(io_);
-    wake.connect(acceptor_.local_endpoint(), ignored);
+    wake.connect(endpoint_, ignored);
     thread_.join();
   }
 
-  std::string url() const {
-    return "http://127.0.0.1:" + std::to_string(acceptor_.local_endpoint().port());
-  }
+  std::string url() const { return "http://127.0.0.1:" + std::to_string(endpoint_.port()); }
   using Request = http::request<http::string_body>;
   std::vector<Request> requests() {
     const std::lock_guard lock(mutex_);
@@ -91,6 +90,7 @@ class ScriptedServer {
   std::deque<std::string> replies_;
   asio::io_context io_;
   asio::ip::tcp::acceptor acceptor_;
+  const asio::ip::tcp::endpoint endpoint_;
   std::atomic<bool> stopping_{false};
   std::mutex mutex_;
   std::vector<Request> requests_;

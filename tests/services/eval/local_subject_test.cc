@@ -177,7 +177,7 @@ TEST_P(LocalSubjectTest, PerplexityIsThatOfTheFirstTokens) {
 }
 
 TEST_P(LocalSubjectTest, ProgressGoesUpToAllTokensAndCancelEndsIt) {
-  const std::vector<Sample> samples = Samples();
+  const std::vector<Sample> samples = {Needle("a", 3, 15), Needle("b", 14, 4)};
   const auto subject = NewSubject();
   int64_t last = 0, most = 0;
   SubjectEvents events;
@@ -195,7 +195,7 @@ TEST_P(LocalSubjectTest, ProgressGoesUpToAllTokensAndCancelEndsIt) {
 }
 
 TEST_P(LocalSubjectTest, ErrorsOfTheListenerAndOfSamplesEndIt) {
-  const std::vector<Sample> samples = Samples();
+  const std::vector<Sample> samples = {Needle("a", 3, 15), Needle("b", 14, 4)};
   const auto subject = NewSubject();
   SubjectEvents events;
   events.on_answer = [](size_t, size_t, const Answer&) { return absl::DataLossError("disk"); };
