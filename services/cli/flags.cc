@@ -1,8 +1,39 @@
 #include "services/cli/flags.h"
 
 #include <CLI/CLI.hpp>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "services/cli/presets.h"
 
 namespace infllm::services {
+namespace {
+
+constexpr char kMethod[] = "Method";
+constexpr char kSeveral[] = "Configurations";  // where a command takes several values of a flag
+
+// Gives the flags of the method that the command line does not name their value in the preset,
+// through the same checks.
+void ApplyPreset(CLI::App& command, const RuntimeFlags& flags) {
+  const absl::StatusOr<MethodSettings> settings = FindPreset(flags.preset, flags.model);
+  if (!settings.ok()) {
+    throw CLI::ValidationError("--preset", std::string(settings.status().message()));
+  }
+  for (const auto& [flag, value] : *settings) {
+    CLI::Option* const option = command.get_option_no_throw("--" + flag);
+    if (option == nullptr && (flag == "policy" || flag == "rope-scaling")) continue;  // not here
+    if (option == nullptr || (option->get_group() != kMethod && option->get_group() != kSeveral)) {
+      throw CLI::ValidationError("--preset", absl::StrCat(flags.preset, " sets ", flag,
+                                                          ", which is no flag of the method"));
+    }
+    if (option->count() > 0) continue;
+    option->add_result(value);
+    option->run_callback();
+  }
+}
+
+}  // namespace
 
 void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   using worker::Name;
@@ -55,7 +86,17 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
           "or /var/tmp (in process only)")
       ->group("Memory store");
 
-  const char* method = "Method";
+  const char* method = kMethod;
+  std::string presets =
+      "settings of the flags below that are not given; auto: what the model's infllm.json "
+      "recommends, if it has one; none: the defaults below";
+  std::vector<std::string> preset_names = {"auto", "none"};
+  for (const Preset& preset : Presets()) {
+    absl::StrAppend(&presets, "; ", std::string(preset.name), ": ", std::string(preset.summary));
+    preset_names.emplace_back(preset.name);
+  }
+  choice("--preset", flags.preset, presets.c_str(), std::move(preset_names))->group("Preset");
+  command.parse_complete_callback([&command, &flags] { ApplyPreset(command, flags); });
   choice("--policy", flags.policy, "which tokens a query attends",
          {"full", "streaming-llm", "lm-infinite", "infllm"})
       ->group(method);

@@ -22,13 +22,15 @@ struct RuntimeFlags {
   std::string memstore;         // empty: in process
   std::string ram_bytes = "4GiB";
   std::string cold_dir;
+  std::string preset = "auto";  // of presets.h; fills in the flags of the method that are not given
   std::string policy, rope_scaling, cache_policy, scoring, compat = "none";
   std::string representatives, selection, far_positions;
   worker::AttentionOptions attention;  // numbers are bound here; names above are parsed by Resolve
   bool json = false;
 };
 
-// Binds the flags to `command`. `flags` must outlive it.
+// Binds the flags to `command`. `flags` must outlive it. The preset is applied when the command
+// line has been parsed.
 void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags);
 
 // The attention options with the named choices filled in. The parser has checked the names.

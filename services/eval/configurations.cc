@@ -46,6 +46,7 @@ absl::StatusOr<AttentionConfiguration> Parse(const RuntimeFlags& base,
   AttentionConfiguration result{.name = "", .flags = base, .settings = {}};
   RuntimeFlags& flags = result.flags;
   flags.attention = ResolveAttention(base);  // which AddRuntimeFlags takes the defaults from
+  flags.preset = "none";                     // it has been applied to them
   CLI::App parser;
   AddRuntimeFlags(parser, flags);
   parser.get_option("--model")->required(false);
