@@ -86,7 +86,8 @@ class MemoryStore {
   // (Geometry::representative_shape) of blocks first_block, ... They wait for later queries, so
   // they come after the payloads. They are kept in the geometry's dtype.
   //   FAILED_PRECONDITION  a block's payload is not stored yet, a gap, or the context is sealed
-  //   INVALID_ARGUMENT     a value is not finite, or not in the range of the geometry's dtype
+  //   INVALID_ARGUMENT     a value is not finite, or not in the range of the geometry's dtype, or
+  //                        a least key is above the largest
   //   ALREADY_EXISTS       a block has different representatives already, as they are kept
   virtual absl::Status Publish(ContextId context, int32_t layer, int64_t first_block,
                                std::span<const float> representatives) = 0;

@@ -25,6 +25,20 @@ absl::Status CheckFinite(absl::string_view name, std::span<const float> values, 
                                                  bad - values.begin(), ", must be finite", as));
 }
 
+// The scan takes either bound by the sign of the query alone.
+absl::Status CheckBounds(std::span<const float> representatives, size_t floats) {
+  for (size_t begin = 0; begin < representatives.size(); begin += floats) {
+    for (size_t i = begin; i < begin + floats / 2; ++i) {
+      if (representatives[i] <= representatives[i + floats / 2]) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat("representatives have ", representatives[i], " at float ", i,
+                       " for the least key of a channel, above the largest, ",
+                       representatives[i + floats / 2], " at float ", i + floats / 2));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status CheckField(absl::string_view name, int64_t value, int64_t least, int64_t most) {
@@ -91,13 +105,15 @@ absl::Status Validate(const SelectRequest& request, const Geometry& geometry) {
 
 absl::Status ValidateRepresentatives(std::span<const float> representatives,
                                      const Geometry& geometry) {
-  if (representatives.size() % geometry.representative_floats() != 0) {
+  const size_t floats = geometry.representative_floats();
+  if (representatives.size() % floats != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("representatives have ", representatives.size(),
-                     " floats, must be a multiple of slots * heads * head_dim = ",
-                     geometry.representative_floats()));
+                     " floats, must be a multiple of slots * heads * head_dim = ", floats));
   }
-  return CheckFinite("representatives", representatives, geometry.dtype);
+  INFLLM_RETURN_IF_ERROR(CheckFinite("representatives", representatives, geometry.dtype));
+  if (geometry.representative != RepresentativeKind::kBounds) return absl::OkStatus();
+  return CheckBounds(representatives, floats);
 }
 
 }  // namespace infllm::memstore

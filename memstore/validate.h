@@ -17,7 +17,7 @@ absl::Status Validate(const Geometry& geometry);
 absl::Status Validate(const ContextOptions& options);
 // REQUIRES: a valid geometry.
 absl::Status Validate(const SelectRequest& request, const Geometry& geometry);
-// Whole representatives, finite also in the dtype in which they are kept.
+// Whole representatives, finite also in the dtype in which they are kept; bounds in their order.
 // REQUIRES: a valid geometry.
 absl::Status ValidateRepresentatives(std::span<const float> representatives,
                                      const Geometry& geometry);

@@ -1,11 +1,10 @@
 // The memory store next to what it is made of, in the same run:
 //   cold_put, cold_get   RocksDB against raw O_DIRECT pwrite and pread of the same sizes on the
-//   same
-//                        disk, in alternation; `of_raw` is the ratio. Files go to $TMPDIR.
-//   select_hit           a Select whose blocks the caller has, against the bare scan of the index
+//                        same disk, in alternation; `of_raw` is the ratio. Files go to $TMPDIR.
+//   select_hit           a Select whose blocks the caller has, against the bare scan of the index;
+//                        representatives in fp32 or bf16, heads together or each KV head by itself
 //   ram_fetch            pinning 16 payloads in RAM, against copying them (memcpy)
 //   append               copying and checksumming payloads into RAM, against memcpy and crc32c
-//   alone
 #include <benchmark/benchmark.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -196,50 +195,58 @@ void ColdGet(benchmark::State& state) {
 class SelectHit {
  public:
   static constexpr int64_t kBlocks = 15625;
-  static constexpr Geometry kShape = {
-      .layers = 1, .q_heads = 8, .kv_heads = 1, .head_dim = 64, .block_tokens = 8};
+  static constexpr Geometry Shape(kernels::DType dtype) {
+    return {.layers = 1,
+            .q_heads = 8,
+            .kv_heads = 2,
+            .head_dim = 64,
+            .block_tokens = 4,
+            .dtype = dtype};
+  }
 
-  SelectHit() {
-    id_ = Check(store_->Create({.tenant = "", .model = {}, .geometry = kShape}));
+  explicit SelectHit(kernels::DType dtype) : shape_(Shape(dtype)) {
+    id_ = Check(store_->Create({.tenant = "", .model = {}, .geometry = shape_}));
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
-    representatives_.resize(kBlocks * kShape.representative_floats());
+    representatives_.resize(kBlocks * shape_.representative_floats());
     for (float& value : representatives_) value = normal(random);
-    Check(store_->Append(id_, 0, 0, std::vector<std::byte>(kBlocks * kShape.payload_bytes())));
+    Check(store_->Append(id_, 0, 0, std::vector<std::byte>(kBlocks * shape_.payload_bytes())));
     Check(store_->Publish(id_, 0, 0, representatives_));
     Check(index_->Add(representatives_));
     have_.resize(kBlocks);
     for (int64_t i = 0; i < kBlocks; ++i) have_[i] = i;
   }
   std::span<const float> query() const {
-    return std::span(representatives_).first(kShape.representative_floats());
+    return std::span(representatives_).first(shape_.query_floats());
   }
 
+  const Geometry shape_;
   kernels::ThreadPool pool_;
   const std::unique_ptr<kernels::Backend> backend_ = kernels::NewCpuBackend(pool_);
   std::atomic<int64_t> bytes_ = 0;
-  const std::unique_ptr<BlockIndex> index_ =
-      NewBlockIndex(*backend_, kShape.q_heads, kShape.head_dim, bytes_);
+  const std::unique_ptr<BlockIndex> index_ = NewBlockIndex(*backend_, shape_, bytes_);
   const std::unique_ptr<MemoryStore> store_ = NewInProcessStore({}, *backend_, nullptr);
   ContextId id_{};
   std::vector<float> representatives_;
   std::vector<int64_t> have_;
 };
 
-void SelectHitBench(benchmark::State& state) {
-  SelectHit fixture;
+void SelectHitBench(benchmark::State& state, kernels::DType dtype, bool per_kv_head) {
+  SelectHit fixture(dtype);
   // The k best, as a worker's cache would hold them.
-  const SelectRequest all{.query = fixture.query(), .k = 16, .have = fixture.have_};
+  const SelectRequest all{
+      .query = fixture.query(), .k = 16, .per_kv_head = per_kv_head, .have = fixture.have_};
   std::vector<int64_t> have;
   for (const auto& block : Check(fixture.store_->Select(fixture.id_, 0, all)).blocks) {
     have.push_back(block.index);
   }
-  const SelectRequest request{.query = fixture.query(), .k = 16, .have = have};
+  const SelectRequest request{
+      .query = fixture.query(), .k = 16, .per_kv_head = per_kv_head, .have = have};
   double scan_seconds = 0, select_seconds = 0;
   for (auto _ : state) {
     const Stopwatch scan;
     benchmark::DoNotOptimize(
-        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean)));
+        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean, per_kv_head)));
     scan_seconds += scan.Seconds();
     const Stopwatch watch;
     benchmark::DoNotOptimize(Check(fixture.store_->Select(fixture.id_, 0, request)));
@@ -250,6 +257,7 @@ void SelectHitBench(benchmark::State& state) {
   state.counters["select_us"] = select_seconds / n * 1e6;
   state.counters["scan_us"] = scan_seconds / n * 1e6;
   state.counters["over_scan_us"] = (select_seconds - scan_seconds) / n * 1e6;
+  state.counters["index_MB"] = static_cast<double>(fixture.index_->size_bytes()) / 1e6;
 }
 
 // Without a scan to speak of: what a Select costs in itself.
@@ -257,17 +265,15 @@ void SelectSmall(benchmark::State& state) {
   kernels::ThreadPool pool;
   const auto backend = kernels::NewCpuBackend(pool);
   const auto store = NewInProcessStore({}, *backend, nullptr);
-  const ContextId id =
-      Check(store->Create({.tenant = "", .model = {}, .geometry = SelectHit::kShape}));
-  Check(store->Append(id, 0, 0, std::vector<std::byte>(16 * SelectHit::kShape.payload_bytes())));
-  const std::vector<float> representatives(16 * SelectHit::kShape.representative_floats(), 1.0f);
+  constexpr Geometry kShape = SelectHit::Shape(kernels::DType::kF32);
+  const ContextId id = Check(store->Create({.tenant = "", .model = {}, .geometry = kShape}));
+  Check(store->Append(id, 0, 0, std::vector<std::byte>(16 * kShape.payload_bytes())));
+  const std::vector<float> representatives(16 * kShape.representative_floats(), 1.0f);
   Check(store->Publish(id, 0, 0, representatives));
   std::vector<int64_t> have;
   for (int64_t i = 0; i < state.range(0); ++i) have.push_back(i);
   const SelectRequest request{
-      .query = std::span(representatives).first(SelectHit::kShape.representative_floats()),
-      .k = 16,
-      .have = have};
+      .query = std::span(representatives).first(kShape.query_floats()), .k = 16, .have = have};
   for (auto _ : state) benchmark::DoNotOptimize(Check(store->Select(id, 0, request)));
 }
 
@@ -355,7 +361,18 @@ BENCHMARK(ColdGet)
     ->ArgsProduct({{4096, 65536, 524288}, {1, kGetKeys}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK(SelectHitBench)->Name("select_hit")->UseManualTime()->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(SelectHitBench, f32, kernels::DType::kF32, false)
+    ->Name("select_hit/f32")
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(SelectHitBench, bf16, kernels::DType::kBF16, false)
+    ->Name("select_hit/bf16")
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(SelectHitBench, bf16_per_kv_head, kernels::DType::kBF16, true)
+    ->Name("select_hit/bf16/per_kv_head")
+    ->UseManualTime()
+    ->Unit(benchmark::kMicrosecond);
 BENCHMARK(SelectSmall)
     ->Name("select_16_blocks/have")
     ->Arg(16)

@@ -71,7 +71,7 @@ class Fixture {
     std::normal_distribution<float> normal;
     std::vector<float> representatives(kBlocks * geometry_.representative_floats());
     for (float& value : representatives) value = normal(random);
-    queries_.resize(16, std::vector<float>(geometry_.representative_floats()));
+    queries_.resize(16, std::vector<float>(geometry_.query_floats()));
     for (auto& query : queries_) {
       for (float& value : query) value = normal(random);
     }

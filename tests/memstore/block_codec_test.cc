@@ -132,6 +132,15 @@ TEST(BlockCodec, DtypesOfOneSizeAreToldApart) {
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("dtype is 1, expected 2")));
 }
 
+// A payload says nothing about how its block is represented.
+TEST(BlockCodec, RepresentativesMakeNoDifference) {
+  BlockIdentity other = Identity();
+  other.geometry.representative = kernels::RepresentativeKind::kBounds;
+  other.geometry.repr_top_k = 7;
+  EXPECT_EQ(Encode(other), Encode(Identity()));
+  EXPECT_OK(VerifyBlock(Encode(Identity()), other));
+}
+
 TEST(BlockCodec, BytesThatRottedBeforeEncodingAreFound) {
   std::vector<std::byte> payload = Payloads(0, 0, 1, 0, kTiny);
   const uint32_t crc = Crc32c(payload);

@@ -22,10 +22,22 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-ContextId MemoryStoreContract::NewContext() {
-  const auto id = store_->Create(Options());
+ContextId MemoryStoreContract::NewContext(const Geometry& geometry) {
+  ContextOptions options = Options();
+  options.geometry = geometry;
+  const auto id = store_->Create(options);
   EXPECT_OK(id);
   return id.value_or(ContextId{});
+}
+
+ContextId MemoryStoreContract::Filled(const Geometry& geometry,
+                                      const std::vector<float>& representatives) {
+  const ContextId id = NewContext(geometry);
+  const auto blocks =
+      static_cast<int64_t>(representatives.size() / geometry.representative_floats());
+  EXPECT_OK(store_->Append(id, 0, 0, Payloads(0, 0, blocks, 0, geometry)));
+  EXPECT_OK(store_->Publish(id, 0, 0, representatives));
+  return id;
 }
 
 absl::Status MemoryStoreContract::Append(ContextId id, int32_t layer, int64_t first, int64_t count,
@@ -244,6 +256,7 @@ TEST_P(MemoryStoreContract, SelectFindsTheBestOfThePublishedBlocks) {
     for (const SelectedBlock& block : selection.blocks) {
       const std::vector<float> r = Representatives(0, block.index);
       EXPECT_EQ(block.score, std::inner_product(r.begin(), r.end(), query.begin(), 0.0f));
+      EXPECT_EQ(block.kv_heads, ~uint64_t{0});
       EXPECT_EQ(Bytes(block.block), Payloads(0, block.index));
     }
   }

@@ -40,7 +40,9 @@ class MemoryStoreContract : public ::testing::TestWithParam<StoreFactory> {
     store_ = GetParam().make(
         {.ram_capacity_bytes = ram_blocks * kPayloadBytes, .cold = std::move(cold)});
   }
-  ContextId NewContext();
+  ContextId NewContext(const Geometry& geometry = kGeometry);
+  // A context whose layer 0 has blocks with these representatives.
+  ContextId Filled(const Geometry& geometry, const std::vector<float>& representatives);
   // Blocks [first, first + count) of a layer: their payloads, and made selectable.
   absl::Status Append(ContextId id, int32_t layer, int64_t first, int64_t count,
                       int64_t flavour = 0);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -40,22 +41,39 @@ inline std::vector<std::byte> Payloads(int64_t layer, int64_t first, int64_t cou
   return {bytes.begin(), bytes.end()};
 }
 
-// `count` representatives of small whole numbers: scores are exact in any order of summation.
+// Small whole numbers: scores are exact in any order of summation, and the same in bf16.
+inline std::vector<float> WholeNumbers(uint64_t seed, size_t count) {
+  std::vector<float> values(count);
+  for (float& value : values) {
+    value = static_cast<float>(static_cast<int64_t>(SplitMix(seed) % 17) - 8);
+  }
+  return values;
+}
+
+// Puts the least and the largest keys of one block's bounds in their order.
+inline void OrderBounds(std::span<float> bounds) {
+  const size_t half = bounds.size() / 2;
+  for (size_t i = 0; i < half; ++i) {
+    if (bounds[i] > bounds[half + i]) std::swap(bounds[i], bounds[half + i]);
+  }
+}
+
+// `count` representatives of one layer, back to back. `flavour` tells contexts apart.
 inline std::vector<float> Representatives(int64_t layer, int64_t first, int64_t count = 1,
                                           int64_t flavour = 0,
                                           const Geometry& geometry = kGeometry) {
   std::vector<float> all;
   for (int64_t block = first; block < first + count; ++block) {
-    uint64_t state = static_cast<uint64_t>((flavour * 1000 + layer) * 7'000'000 + block);
-    for (size_t i = 0; i < geometry.representative_floats(); ++i) {
-      all.push_back(static_cast<float>(static_cast<int64_t>(SplitMix(state) % 17) - 8));
-    }
+    const auto seed = static_cast<uint64_t>((flavour * 1000 + layer) * 7'000'000 + block);
+    std::vector<float> one = WholeNumbers(seed, geometry.representative_floats());
+    if (geometry.representative == kernels::RepresentativeKind::kBounds) OrderBounds(one);
+    all.insert(all.end(), one.begin(), one.end());
   }
   return all;
 }
 
 inline std::vector<float> Query(int64_t seed, const Geometry& geometry = kGeometry) {
-  return Representatives(/*layer=*/99, seed, 1, 0, geometry);
+  return WholeNumbers(static_cast<uint64_t>(99 * 7'000'000 + seed), geometry.query_floats());
 }
 
 inline std::vector<std::byte> Bytes(const BlockHandle& handle) {

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <future>
 #include <latch>
+#include <limits>
 #include <mutex>
 #include <numeric>
 #include <thread>
@@ -71,7 +72,7 @@ class RemoteStoreTest : public ::testing::Test {
   const TempDir dir_;
   PuppetStore puppet_;
   std::unique_ptr<MemstoreServer> server_;
-  const std::vector<float> query_ = std::vector<float>(kGeometry.representative_floats(), 1.0f);
+  const std::vector<float> query_ = std::vector<float>(kGeometry.query_floats(), 1.0f);
 };
 
 TEST_F(RemoteStoreTest, NobodyListening) {
@@ -226,7 +227,7 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
   puppet_.select = [&](ContextId, int32_t, const memstore::SelectRequest& request) {
     memstore::Selection selection;
     for (int64_t i = 0; i < kBlocks; ++i) {
-      selection.blocks.push_back({.index = i, .score = 1});
+      selection.blocks.push_back({.index = i, .score = 1, .kv_heads = ~uint64_t{0}});
       if (!std::binary_search(request.have.begin(), request.have.end(), i)) {
         selection.blocks.back().block = memstore::BlockHandle(block(i), nullptr);
       }
@@ -259,6 +260,92 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
     EXPECT_TRUE(had || std::ranges::equal(selected.block.payload(), block(selected.index)));
   }
   Stop();
+}
+
+TEST_F(RemoteStoreTest, AMaskThatIsNoAnswerToTheQuestionIsRefused) {
+  const std::vector<std::byte> payload(kGeometry.payload_bytes());
+  const auto store = Connect();
+  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  struct Row {
+    bool per_kv_head;
+    uint64_t kv_heads;
+    bool accepted;
+  };
+  for (const Row& row :
+       {Row{false, ~uint64_t{0}, true}, Row{false, 0b1111, false}, Row{false, 0, false},
+        Row{true, 0b0001, true}, Row{true, 0b1111, true}, Row{true, 0, false},
+        Row{true, 0b10001, false}, Row{true, ~uint64_t{0}, false}}) {
+    puppet_.select = [&](ContextId, int32_t, const memstore::SelectRequest& request) {
+      EXPECT_EQ(request.per_kv_head, row.per_kv_head);
+      memstore::Selection selection;
+      selection.blocks.push_back({.index = 3,
+                                  .score = 1,
+                                  .kv_heads = row.kv_heads,
+                                  .block = memstore::BlockHandle(payload, nullptr)});
+      return selection;
+    };
+    const auto selection =
+        store->Select(kContext, 0, {.query = query_, .k = 1, .per_kv_head = row.per_kv_head});
+    if (row.accepted) {
+      ASSERT_OK(selection);
+      EXPECT_EQ(selection->blocks[0].kv_heads, row.kv_heads);
+    } else {
+      EXPECT_THAT(selection, StatusIs(absl::StatusCode::kDataLoss,
+                                      AllOf(HasSubstr("block 3"), HasSubstr("KV heads"))));
+    }
+  }
+  Stop();
+}
+
+// A daemon of another version, say. Its checksum is right.
+TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
+  struct Describer final : pb::MemoryStore::Service {
+    grpc::Status Describe(grpc::ServerContext*, const pb::DescribeRequest* request,
+                          pb::DescribeResponse* response) override {
+      *response->mutable_geometry() = geometry;
+      response->set_crc32c(wire::IdsChecksum({request->context()}, geometry));
+      return grpc::Status::OK;
+    }
+    grpc::Status Stats(grpc::ServerContext*, const pb::StatsRequest*, pb::StatsResponse*) override {
+      return grpc::Status::OK;
+    }
+    pb::Geometry geometry;
+  };
+  Describer describer;
+  grpc::ServerBuilder builder;
+  const std::string address = "unix:" + dir_.file("describer");
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials());
+  builder.RegisterService(&describer);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  auto store = ConnectRemoteStore(address, RemoteStoreOptions());
+  ASSERT_OK(store);
+  const auto refused = [&](auto change, std::string_view text) {
+    describer.geometry = wire::ToProto(kGeometry);
+    change(describer.geometry);
+    EXPECT_THAT((*store)->Publish(kContext, 0, 0, query_),
+                StatusIs(absl::StatusCode::kDataLoss, HasSubstr(std::string(text))));
+  };
+  refused([](auto& g) { g.set_dtype(pb::DType(3)); }, "geometry.dtype is 3");
+  refused([](auto& g) { g.set_representative(pb::RepresentativeKind(4)); },
+          "geometry.representative is 4");
+  refused([](auto& g) { g.set_kv_heads(0); }, "kv_heads is 0");
+  refused(
+      [](auto& g) {
+        g.set_representative(pb::REPRESENTATIVE_KIND_KEYS);
+        g.set_repr_top_k(1 << 30);
+      },
+      "repr_top_k is 1073741824");
+  refused(
+      [](auto& g) {
+        g.set_q_heads(std::numeric_limits<int32_t>::max());
+        g.set_kv_heads(1);
+        g.set_head_dim(std::numeric_limits<int32_t>::max());
+      },
+      "q_heads");
+  describer.geometry = wire::ToProto(kGeometry);
+  EXPECT_THAT((*store)->Publish(kContext, 0, 0, query_),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not an infllm-memstore")))
+      << "the geometry was taken; Publish itself is not there";
 }
 
 TEST_F(RemoteStoreTest, AMessageAboveTheLimitIsRefusedWithBothSizes) {

@@ -1,0 +1,145 @@
+// Requests to a memory store as they come over the wire, one after the other: a byte for the call
+// (0 Create, 1 Publish, 2 Select), two for the length, then the message. Checksums apart, which a
+// mutant would never get right. What is accepted must be within the limits, and answered in form.
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "infllm/v1/memory_store.pb.h"
+#include "kernels/backend.h"
+#include "kernels/core/status_macros.h"
+#include "memstore/in_process_store.h"
+#include "memstore/limits.h"
+#include "memstore/validate.h"
+#include "services/memstore/wire.h"
+#include "tests/fuzz/fuzz_driver.h"
+
+namespace infllm::services {
+namespace {
+
+namespace pb = infllm::v1;
+using memstore::ContextId;
+using memstore::Geometry;
+
+constexpr int64_t kRamBytes = 1 << 20;
+constexpr int64_t kMaxBlocks = 8;
+
+class Client {
+ public:
+  void Handle(uint8_t call, const std::string& message) {
+    switch (call) {
+      case 0:
+        return Create(Parse<pb::CreateRequest>(message));
+      case 1:
+        return Publish(Parse<pb::PublishRequest>(message));
+      case 2:
+        return Select(Parse<pb::SelectRequest>(message));
+      default:
+        return;
+    }
+  }
+
+ private:
+  template <typename Message>
+  static Message Parse(const std::string& bytes) {
+    Message message;
+    if (!message.ParseFromString(bytes)) message.Clear();
+    return message;
+  }
+
+  // Each layer's blocks are stored at once, so that Publish has something to find.
+  void Create(const pb::CreateRequest& request) {
+    const absl::StatusOr<Geometry> geometry = wire::FromProto(request.geometry());
+    if (!geometry.ok()) return;
+    const absl::StatusOr<Geometry> again = wire::FromProto(wire::ToProto(*geometry));
+    INFLLM_CHECK(again.ok() && *again == *geometry);
+    const absl::StatusOr<ContextId> id =
+        store_->Create({.tenant = request.tenant(), .geometry = *geometry});
+    const bool valid = Validate(*geometry).ok();
+    INFLLM_CHECK(valid || !id.ok());
+    if (!id.ok()) return;
+    INFLLM_CHECK(geometry->payload_bytes() > 0 && geometry->representative_floats() > 0);
+    INFLLM_CHECK(geometry->payload_bytes() <= memstore::limits::kMaxPayloadBytes);
+    INFLLM_CHECK(geometry->representative_floats() * sizeof(float) <=
+                 memstore::limits::kMaxRepresentativeBytes);
+    if (id_.has_value()) INFLLM_CHECK(store_->Drop(*id_).ok());
+    id_ = *id;
+    geometry_ = *geometry;
+    published_.assign(static_cast<size_t>(geometry_.layers), 0);
+    const auto payload_bytes = static_cast<int64_t>(geometry_.payload_bytes());
+    blocks_ = std::min(kMaxBlocks, kRamBytes / payload_bytes / geometry_.layers);
+    const std::vector<std::byte> payloads(static_cast<size_t>(blocks_ * payload_bytes));
+    for (int32_t layer = 0; layer < geometry_.layers; ++layer) {
+      INFLLM_CHECK(store_->Append(*id_, layer, 0, payloads).ok());
+    }
+  }
+
+  void Publish(const pb::PublishRequest& request) {
+    if (!id_.has_value()) return;
+    const std::span<const float> representatives = wire::AsSpan(request.representatives());
+    if (!store_->Publish(*id_, request.layer(), request.first_block(), representatives).ok()) {
+      return;
+    }
+    const auto blocks =
+        static_cast<int64_t>(representatives.size() / geometry_.representative_floats());
+    int64_t& published = published_.at(static_cast<size_t>(request.layer()));
+    published = std::max(published, request.first_block() + blocks);
+    INFLLM_CHECK(published <= blocks_);
+    INFLLM_CHECK(
+        store_->Publish(*id_, request.layer(), request.first_block(), representatives).ok());
+  }
+
+  void Select(const pb::SelectRequest& request) {
+    const absl::StatusOr<kernels::Scoring> scoring = wire::FromProto(request.scoring());
+    if (!id_.has_value() || !scoring.ok()) return;
+    const absl::StatusOr<memstore::Selection> selection =
+        store_->Select(*id_, request.layer(),
+                       {.query = wire::AsSpan(request.query()),
+                        .k = request.k(),
+                        .per_kv_head = request.per_kv_head(),
+                        .scoring = *scoring,
+                        .have = wire::AsSpan(request.have())});
+    if (!selection.ok()) return;
+    const int64_t each =
+        std::min<int64_t>(request.k(), published_.at(static_cast<size_t>(request.layer())));
+    std::vector<int64_t> taken(request.per_kv_head() ? geometry_.kv_heads : 1, 0);
+    int64_t last = -1;
+    for (const memstore::SelectedBlock& block : selection->blocks) {
+      INFLLM_CHECK(block.index > last);
+      last = block.index;
+      const bool had = std::ranges::binary_search(wire::AsSpan(request.have()), block.index);
+      INFLLM_CHECK(block.block.payload().size() == (had ? 0 : geometry_.payload_bytes()));
+      INFLLM_CHECK(request.per_kv_head() || block.kv_heads == ~uint64_t{0});
+      for (size_t group = 0; group < taken.size(); ++group)
+        taken[group] += block.kv_heads >> group & 1;
+    }
+    INFLLM_CHECK(std::ranges::all_of(taken, [&](int64_t n) { return n == each; }));
+  }
+
+  const std::unique_ptr<kernels::Backend> backend_ = kernels::NewReferenceBackend();
+  const std::unique_ptr<memstore::MemoryStore> store_ =
+      memstore::NewInProcessStore({.ram_capacity_bytes = 2 * kRamBytes}, *backend_, nullptr);
+  std::optional<ContextId> id_;
+  Geometry geometry_;
+  int64_t blocks_ = 0;              // stored in each layer
+  std::vector<int64_t> published_;  // of each layer
+};
+
+}  // namespace
+}  // namespace infllm::services
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  infllm::services::Client client;
+  std::span<const uint8_t> rest(data, size);
+  while (rest.size() >= 3) {
+    const uint8_t call = rest[0];
+    const size_t length = std::min<size_t>(rest[1] + 256 * rest[2], rest.size() - 3);
+    client.Handle(call, std::string(reinterpret_cast<const char*>(&rest[0]) + 3, length));
+    rest = rest.subspan(3 + length);
+  }
+  return 0;
+}
