@@ -16,6 +16,7 @@
 #include "services/cli/sampling_flags.h"
 #include "services/common/byte_size.h"
 #include "services/eval/evidence.h"
+#include "services/eval/token_ranges.h"
 
 namespace infllm::services {
 namespace {
@@ -30,10 +31,11 @@ struct AskFlags {
   std::string question_format = "\\n{question}";
 };
 
-// The tokens that ask `question` after the text. `\n` in the format is a newline.
+// The tokens that ask `question` after `text`. `\n` in the format is a newline.
 std::vector<int32_t> QuestionTokens(const worker::LoadedModel& model, const AskFlags& flags,
-                                    const std::string& question) {
-  return model.tokenizer->Encode(
+                                    const std::string& text, const std::string& question) {
+  return EncodeContinuation(
+      *model.tokenizer, text,
       absl::StrReplaceAll(flags.question_format, {{"\\n", "\n"}, {"{question}", question}}));
 }
 
@@ -90,11 +92,11 @@ absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const s
 
 // Asks one question in a fork of the ingested state.
 absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Session& ingested,
-                            const std::string& question, EvidenceWatch* watch,
-                            const Interrupt& interrupt) {
+                            const std::string& context, const std::string& question,
+                            EvidenceWatch* watch, const Interrupt& interrupt) {
   INFLLM_ASSIGN_OR_RETURN(const auto session, ingested.Fork());
   if (watch != nullptr) session->state().set_observer(watch->observer());
-  const std::vector<int32_t> ids = QuestionTokens(*runtime.model, flags, question);
+  const std::vector<int32_t> ids = QuestionTokens(*runtime.model, flags, context, question);
   const int64_t begin = session->position() + static_cast<int64_t>(ids.size()) - 1;
   const auto decoder = runtime.model->tokenizer->NewStreamDecoder(/*continuation=*/true);
   std::string text;
@@ -214,7 +216,7 @@ absl::Status RunAsk(const AskFlags& flags) {
   int64_t hits = 0;
   for (size_t i = 0; i < flags.questions.size(); ++i) {
     EvidenceWatch* watch = watches.empty() ? nullptr : &watches[i];
-    INFLLM_ASSIGN_OR_RETURN(Json answer, Answer(*runtime, flags, *ingested.session,
+    INFLLM_ASSIGN_OR_RETURN(Json answer, Answer(*runtime, flags, *ingested.session, text,
                                                 flags.questions[i], watch, interrupt));
     if (watch != nullptr && answer["evidence"]["hit"].get<bool>()) ++hits;
     answers.push_back(std::move(answer));
