@@ -7,6 +7,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -267,6 +268,51 @@ TEST_F(CliTest, ScoresWithTheOptionsOfTheMemory) {
   }
   daemon.Signal(SIGTERM);
   EXPECT_EQ(daemon.Wait(), 0);
+}
+
+TEST_F(CliTest, PresetsFillInTheFlagsThatAreNotGiven) {
+  const std::string model = dir_.file("model");
+  std::filesystem::copy(kModel, model);
+  const std::string text = dir_.Write("text", StoryText(12));
+  const auto nll = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"score", "--text", text, "--json"});
+    const Result result = Run(arguments);
+    EXPECT_EQ(result.status, 0) << result.err;
+    return result.status == 0 ? result.json()["nll"].get<double>() : 0;
+  };
+  const double given = nll(With({"--model", kModel}));
+  const double narrower = nll(With({"--model", kModel, "--n-local=32"}));
+  ASSERT_NE(given, narrower);
+
+  std::ofstream(model + "/infllm.json")
+      << R"({"method": {"n-init": 8, "n-local": 64, "block-tokens": 16, "top-k": 4,)"
+         R"( "exec-block": 32, "cache-blocks": 6, "repr-top-k": 2, "scoring": "mean"}})";
+  EXPECT_EQ(nll({"--model", model, "--dtype=f32"}), given);
+  EXPECT_EQ(nll({"--model", model, "--dtype=f32", "--n-local=32"}), narrower);
+  const double defaults = nll({"--model", kModel, "--dtype=f32", "--scoring=mean"});
+  ASSERT_NE(defaults, given);
+  EXPECT_EQ(nll({"--model", model, "--dtype=f32", "--preset=paper-mistral"}), defaults);
+  EXPECT_EQ(nll({"--model", model, "--dtype=f32", "--preset=none", "--scoring=mean"}), defaults);
+}
+
+TEST_F(CliTest, ABadPresetIsNamed) {
+  const std::string model = dir_.file("model");
+  std::filesystem::copy(kModel, model);
+  const std::vector<std::string> command = {"generate", "--model", model, "--prompt", "x"};
+  for (const auto& [json, complaint] : std::vector<std::pair<std::string, std::string>>{
+           {"nonsense", "is not a JSON object"},
+           {R"({"n-local": 3})", "has no object \"method\""},
+           {R"({"method": {"n-local": [3]}})", "\"n-local\" is neither"},
+           {R"({"method": {"n-locale": 3}})", "sets n-locale"},
+           {R"({"method": {"threads": 3}})", "sets threads"},
+           {R"({"method": {"n-local": "many"}})", "--n-local"}}) {
+    std::ofstream(model + "/infllm.json") << json;
+    const Result result = Run(command);
+    EXPECT_EQ(result.status, 2) << json;
+    EXPECT_THAT(result.err, HasSubstr(complaint)) << json;
+  }
+  std::filesystem::remove(model + "/infllm.json");
+  EXPECT_EQ(Run({"generate", "--model", model, "--prompt", "x", "--preset=mine"}).status, 2);
 }
 
 TEST_F(CliTest, ReadsStandardInput) {
