@@ -302,14 +302,22 @@ TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
   struct Describer final : pb::MemoryStore::Service {
     grpc::Status Describe(grpc::ServerContext*, const pb::DescribeRequest* request,
                           pb::DescribeResponse* response) override {
-      *response->mutable_geometry() = geometry;
-      response->set_crc32c(wire::IdsChecksum({request->context()}, geometry));
+      const std::lock_guard lock(mutex_);
+      *response->mutable_geometry() = geometry_;
+      response->set_crc32c(wire::IdsChecksum({request->context()}, geometry_));
       return grpc::Status::OK;
     }
     grpc::Status Stats(grpc::ServerContext*, const pb::StatsRequest*, pb::StatsResponse*) override {
       return grpc::Status::OK;
     }
-    pb::Geometry geometry;
+    void set_geometry(const pb::Geometry& geometry) {
+      const std::lock_guard lock(mutex_);
+      geometry_ = geometry;
+    }
+
+   private:
+    std::mutex mutex_;
+    pb::Geometry geometry_;
   };
   Describer describer;
   grpc::ServerBuilder builder;
@@ -320,8 +328,9 @@ TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
   auto store = ConnectRemoteStore(address, RemoteStoreOptions());
   ASSERT_OK(store);
   const auto refused = [&](auto change, std::string_view text) {
-    describer.geometry = wire::ToProto(kGeometry);
-    change(describer.geometry);
+    pb::Geometry geometry = wire::ToProto(kGeometry);
+    change(geometry);
+    describer.set_geometry(geometry);
     EXPECT_THAT((*store)->Publish(kContext, 0, 0, query_),
                 StatusIs(absl::StatusCode::kDataLoss, HasSubstr(std::string(text))));
   };
@@ -342,7 +351,7 @@ TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
         g.set_head_dim(std::numeric_limits<int32_t>::max());
       },
       "q_heads");
-  describer.geometry = wire::ToProto(kGeometry);
+  describer.set_geometry(wire::ToProto(kGeometry));
   EXPECT_THAT((*store)->Publish(kContext, 0, 0, query_),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not an infllm-memstore")))
       << "the geometry was taken; Publish itself is not there";
