@@ -23,9 +23,15 @@ struct RuntimeFlags {
   std::string ram_bytes = "4GiB";
   std::string cold_dir;
   std::string preset = "auto";  // of presets.h; fills in the flags of the method that are not given
-  std::string policy, rope_scaling, cache_policy, scoring, compat = "none";
-  std::string representatives, selection, far_positions;
-  worker::AttentionOptions attention;  // numbers are bound here; names above are parsed by Resolve
+  worker::AttentionOptions attention;  // numbers are bound here; names below are parsed by Resolve
+  std::string policy{worker::Name(attention.policy)};
+  std::string rope_scaling{worker::Name(attention.rope_scaling)};
+  std::string cache_policy{worker::Name(attention.cache_policy)};
+  std::string scoring{worker::Name(attention.scoring)};
+  std::string representatives{worker::Name(attention.representative)};
+  std::string selection{worker::Name(attention.selection)};
+  std::string far_positions{worker::Name(attention.far_positions)};
+  std::string compat = "none";
   bool json = false;
 };
 
