@@ -123,7 +123,7 @@ absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Ses
               {"time_to_first_token_seconds", result->first_token_seconds},
               {"total_seconds", result->total_seconds}};
   if (watch != nullptr) {
-    const Retrieval retrieval = watch->Result(begin);
+    const Retrieval retrieval = watch->Result(begin, static_cast<int64_t>(result->ids.size()));
     const EvidenceWatch::Blocks blocks = watch->blocks().front();
     out["evidence"] = {{"first_block", blocks.first},
                        {"last_block", blocks.last},

@@ -59,11 +59,16 @@ class ShareSum {
 struct AnswerSums {
   ShareSum score;
   ShareSum recall;
+  ShareSum kept;
   void Add(const AnswerRecord& answer) {
     score.Add(answer.score);
-    if (answer.retrieval.has_value()) recall.Add(answer.retrieval->hit() ? 1 : 0);
+    if (!answer.retrieval.has_value()) return;
+    recall.Add(answer.retrieval->hit() ? 1 : 0);
+    kept.Add(answer.retrieval->kept);
   }
-  AnswerShares shares() const { return {.score = score.share(), .recall = recall.share()}; }
+  AnswerShares shares() const {
+    return {.score = score.share(), .recall = recall.share(), .kept = kept.share()};
+  }
 };
 
 std::optional<double> Median(std::vector<int64_t> values) {

@@ -30,6 +30,7 @@ struct Share {
 struct AnswerShares {
   Share score;
   Share recall;  // whether the memory found the evidence, where that is known
+  Share kept;    // Retrieval::kept, where that is known
 };
 
 // One configuration at one length of a task.

@@ -21,7 +21,9 @@ EvidenceWatch::EvidenceWatch(std::span<const TokenRange> passages,
 }
 
 worker::SelectionObserver EvidenceWatch::observer() {
-  return [this](int64_t layer, int64_t, std::span<const memstore::SelectedBlock> blocks) {
+  return [this](int64_t layer, int64_t first_position,
+                std::span<const memstore::SelectedBlock> blocks) {
+    bool& step = steps_[first_position];
     for (const memstore::SelectedBlock& block : blocks) {
       bool evidence = false;
       for (Passage& passage : passages_) {
@@ -29,6 +31,7 @@ worker::SelectionObserver EvidenceWatch::observer() {
         passage.selected = evidence = true;
       }
       if (!evidence) continue;
+      step = true;
       layers_.insert(static_cast<int32_t>(layer));
       const auto better = std::count_if(
           blocks.begin(), blocks.end(),
@@ -49,7 +52,20 @@ bool EvidenceWatch::InReach(const Passage& passage, int64_t position) const {
   return past < 0 || passage.blocks.first >= past / options_.block_tokens;
 }
 
-Retrieval EvidenceWatch::Result(int64_t position) const {
+// An answer's first token comes from the retrieval of the exec block that `position` is in, each
+// further one from its own.
+double EvidenceWatch::Kept(int64_t position, int64_t answer_tokens) const {
+  auto step = steps_.upper_bound(position);
+  if (step == steps_.begin()) return 0;
+  int64_t steps = 0, kept = 0;
+  for (--step; step != steps_.end() && steps < answer_tokens; ++step) {
+    ++steps;
+    kept += step->second ? 1 : 0;
+  }
+  return steps == 0 ? 0 : static_cast<double>(kept) / static_cast<double>(steps);
+}
+
+Retrieval EvidenceWatch::Result(int64_t position, int64_t answer_tokens) const {
   Retrieval result{.in_window = true, .layers = {}, .best_rank = best_rank_};
   bool complete = true;
   for (const Passage& passage : passages_) {
@@ -57,6 +73,7 @@ Retrieval EvidenceWatch::Result(int64_t position) const {
     result.in_window = false;
     complete = complete && passage.selected;
   }
+  result.kept = result.in_window ? 1 : Kept(position, answer_tokens);
   if (complete) result.layers.assign(layers_.begin(), layers_.end());
   return result;
 }
@@ -68,7 +85,7 @@ std::vector<EvidenceWatch::Blocks> EvidenceWatch::blocks() const {
 }
 
 std::string EvidenceWatch::Describe(int64_t position) const {
-  const Retrieval result = Result(position);
+  const Retrieval result = Result(position, 1);
   if (result.in_window) return "its passage is in the window";
   const std::string where = absl::StrJoin(passages_, ", ", [](std::string* out, const Passage& p) {
     absl::StrAppend(out, p.blocks.first == p.blocks.last ? "block " : "blocks ", p.blocks.first,

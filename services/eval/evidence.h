@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <span>
 #include <string>
@@ -29,10 +30,11 @@ class EvidenceWatch {
   worker::SelectionObserver observer();
 
   // What was seen. `position` is that of the token from which the answer begins, the question's
-  // last. in_window: it still sees every passage as a sink, in the window or in the remainder.
+  // last; `answer_tokens` is how many tokens a right answer has.
+  // in_window: it still sees every passage as a sink, in the window or in the remainder.
   // layers: those that selected a block of a passage; none unless every passage that must be
   // retrieved was, by some layer.
-  Retrieval Result(int64_t position) const;
+  Retrieval Result(int64_t position, int64_t answer_tokens) const;
   // The blocks of each passage.
   std::vector<Blocks> blocks() const;
   std::string Describe(int64_t position) const;
@@ -44,11 +46,13 @@ class EvidenceWatch {
     bool selected = false;
   };
   bool InReach(const Passage& passage, int64_t position) const;
+  double Kept(int64_t position, int64_t answer_tokens) const;
 
   worker::AttentionOptions options_;
   int64_t model_layers_;
   std::vector<Passage> passages_;
   std::set<int32_t> layers_;
+  std::map<int64_t, bool> steps_;  // by first query of a retrieval: whether some layer had evidence
   int64_t best_rank_ = 0;
 };
 

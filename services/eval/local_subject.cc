@@ -108,6 +108,16 @@ class Interview {
     return absl::OkStatus();
   }
 
+  // Of a right answer; where all of several are wanted, of all.
+  int64_t AnswerTokens(const Sample& sample, const Question& question) const {
+    size_t tokens = 0;
+    for (const std::string& answer : question.answers) {
+      tokens += model_.model->tokenizer->Encode(answer).size();
+      if (sample.metric != Metric::kAllSubstrings) break;
+    }
+    return static_cast<int64_t>(tokens);
+  }
+
   absl::StatusOr<Answer> AskQuestion(const Sample& sample, const Question& question,
                                      std::span<const TokenRange> passages, Session& text) {
     INFLLM_ASSIGN_OR_RETURN(const auto session, text.Fork());
@@ -132,7 +142,8 @@ class Interview {
     answer.output += decoder->Finish();
     answer.seconds = result.total_seconds;
     if (!passages.empty()) {
-      answer.retrieval = watch.Result(text.position() + static_cast<int64_t>(ids.size()) - 1);
+      answer.retrieval = watch.Result(text.position() + static_cast<int64_t>(ids.size()) - 1,
+                                      AnswerTokens(sample, question));
     }
     const worker::AttentionStats stats = session->state().stats();
     answer.cache_hits = stats.cache_hits;

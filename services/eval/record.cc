@@ -105,6 +105,7 @@ class Fields {
     fields.Read("in_window", out.in_window);
     fields.Read("layers", out.layers);
     fields.ReadCount("best_rank", out.best_rank);
+    fields.Read("kept", 0.0, 1.0, out.kept);
     if (!fields.error().empty()) error_ = absl::StrCat("\"", name, "\": ", fields.error());
   }
 
@@ -229,7 +230,8 @@ std::string ToJsonLine(const AnswerRecord& record) {
   if (record.retrieval.has_value()) {
     json["retrieval"] = {{"in_window", record.retrieval->in_window},
                          {"layers", record.retrieval->layers},
-                         {"best_rank", record.retrieval->best_rank}};
+                         {"best_rank", record.retrieval->best_rank},
+                         {"kept", record.retrieval->kept}};
   }
   json["cache_hits"] = record.cache_hits;
   json["cache_misses"] = record.cache_misses;

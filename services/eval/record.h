@@ -23,6 +23,9 @@ struct Retrieval {
   // left the window was selected by some layer.
   std::vector<int32_t> layers;
   int64_t best_rank = 0;  // among the selected blocks, 1 is best; 0: never selected
+  // Share of the answer's tokens for which some layer had selected a block of the evidence. To copy
+  // a number it must be selected for each digit, not once.
+  double kept = 0;
   bool hit() const { return in_window || !layers.empty(); }
   friend bool operator==(const Retrieval&, const Retrieval&) = default;
 };

@@ -22,7 +22,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 namespace fs = std::filesystem;
 
-constexpr int kManifestVersion = 1;
+constexpr int kManifestVersion = 2;
 
 absl::Status FileError(const std::string& what, const std::string& path, int error) {
   return absl::UnavailableError(

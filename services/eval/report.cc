@@ -30,6 +30,7 @@ Json ToJson(const TaskSummary& task, size_t config, size_t length) {
                {"skipped", cell.skip_reason.empty() ? Json(nullptr) : Json(cell.skip_reason)},
                {"score", ToJson(cell.all.score)},
                {"recall", ToJson(cell.all.recall)},
+               {"kept", ToJson(cell.all.kept)},
                {"mean_layers", OrNull(cell.mean_layers)},
                {"median_rank", OrNull(cell.median_rank)},
                {"answer_seconds", cell.all.score.n > 0 ? Json(cell.answer_seconds) : Json(nullptr)},
@@ -51,7 +52,8 @@ Json ToJson(const TaskSummary& task, size_t config, size_t length) {
     if (shares.score.n == 0) continue;
     json["depths"].push_back({{"depth", task.depths[i]},
                               {"score", ToJson(shares.score)},
-                              {"recall", ToJson(shares.recall)}});
+                              {"recall", ToJson(shares.recall)},
+                              {"kept", ToJson(shares.kept)}});
   }
   return json;
 }

@@ -101,13 +101,15 @@ void AddRows(const TaskSummary& task, MakeRow make_row, Table& table) {
 
 Table RetrievalTable(const TaskSummary& task) {
   Table table{.caption = "Retrieval",
-              .columns = {"length", "configuration", "evidence found, %", "layers", "median rank"},
+              .columns = {"length", "configuration", "evidence found, %", "kept, %", "layers",
+                          "median rank"},
               .text_columns = 2};
   AddRows(
       task,
       [](const Cell& cell) -> std::vector<TableCell> {
         if (cell.all.recall.n == 0) return {};
         return {ShareCell(cell.all.recall, /*with_n=*/true),
+                {FormatPercent(cell.all.kept.mean)},
                 {OrNothing(cell.mean_layers, OneDecimal)},
                 {OrNothing(cell.median_rank, ThreeDigits)}};
       },
@@ -152,7 +154,7 @@ std::string DescribeRetrieval(const std::optional<Retrieval>& retrieval) {
   if (retrieval->layers.empty()) return "not found";
   return absl::StrCat("found in ", retrieval->layers.size(),
                       retrieval->layers.size() == 1 ? " layer" : " layers", ", best rank ",
-                      retrieval->best_rank);
+                      retrieval->best_rank, ", kept for ", FormatPercent(retrieval->kept), "%");
 }
 
 std::vector<Table> WithRows(std::vector<Table> tables) {
@@ -225,7 +227,8 @@ std::vector<std::string> ReportNotes() {
       "With each percentage come its 95% interval (Wilson) and the number n of answers.",
       absl::StrCat("The effective length is the last one with a score of ",
                    FormatPercent(kEffectiveScore), "% or more (RULER)."),
-      "Evidence is found if a selected block holds it, or if it never left the window; layers is "
+      "Evidence is found if a selected block holds it, or if it never left the window; kept is the "
+      "share of the answer's tokens for which some layer had it selected; layers is "
       "how many selected it on average and rank its best place among the selected blocks, both "
       "of the answers whose evidence had left the window.",
   };

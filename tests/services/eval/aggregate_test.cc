@@ -98,14 +98,16 @@ TEST(SummarizeTest, RetrievalIsOfTheAnswersThatTellIt) {
   Records records;
   records.answers.assign(5, Answer("a", 1024, 0, 1));
   for (int i = 0; i < 5; ++i) records.answers[i].question = i;
-  records.answers[0].retrieval = Retrieval{.in_window = true};
-  records.answers[1].retrieval = Retrieval{.layers = {1, 2, 5}, .best_rank = 4};
-  records.answers[2].retrieval = Retrieval{.layers = {3}, .best_rank = 1};
+  records.answers[0].retrieval = Retrieval{.in_window = true, .kept = 1};
+  records.answers[1].retrieval = Retrieval{.layers = {1, 2, 5}, .best_rank = 4, .kept = 0.75};
+  records.answers[2].retrieval = Retrieval{.layers = {3}, .best_rank = 1, .kept = 0.25};
   records.answers[3].retrieval = Retrieval{};  // left the window and was not found
   const Summary summary = Summarize(records);
   const Cell& cell = summary.tasks[0].cells[0][0];
   EXPECT_EQ(cell.all.recall.n, 4);
   EXPECT_EQ(cell.all.recall.mean, 0.75);
+  EXPECT_EQ(cell.all.kept.n, 4);
+  EXPECT_EQ(cell.all.kept.mean, 0.5);
   EXPECT_THAT(cell.mean_layers, Optional(DoubleNear(4.0 / 3, 1e-15)));
   EXPECT_THAT(cell.median_rank, Optional(2.5));
 }

@@ -76,7 +76,7 @@ class Puppet final : public Subject {
             i, q,
             {.output = prompt,
              .text_tokens = length_,
-             .retrieval = Retrieval{.in_window = false, .layers = {1}, .best_rank = 2},
+             .retrieval = Retrieval{.in_window = false, .layers = {1}, .best_rank = 2, .kept = 0.75},
              .cache_misses = 4}));
         INFLLM_RETURN_IF_ERROR(script_.ask);
       }
@@ -152,6 +152,7 @@ TEST_F(RunnerTest, RecordsEveryAnswerAndReports) {
   EXPECT_EQ(last.text_tokens, 100);
   ASSERT_TRUE(last.retrieval.has_value());
   EXPECT_EQ(last.retrieval->best_rank, 2);
+  EXPECT_EQ(last.retrieval->kept, 0.75);
   EXPECT_EQ(last.cache_misses, 4);
   EXPECT_THAT(records.ingests, SizeIs(4));
   EXPECT_GT(records.ingests[0].peak_rss_bytes, 0);
@@ -244,8 +245,8 @@ TEST_F(RunnerTest, OtherSettingsAreRefusedByName) {
 TEST_F(RunnerTest, DamagedFilesAreRefused) {
   ASSERT_OK(RunEval(Plan(), nullptr));
   const std::string manifest = Read("manifest.json");
-  for (const char* bad : {"", "[]", "{", R"({"version":1,"settings":{"a":1},"configurations":{}})",
-                          R"({"version":1,"settings":{},"configurations":{"a":2}})"}) {
+  for (const char* bad : {"", "[]", "{", R"({"version":2,"settings":{"a":1},"configurations":{}})",
+                          R"({"version":2,"settings":{},"configurations":{"a":2}})"}) {
     std::ofstream(path("manifest.json")) << bad;
     EXPECT_THAT(RunEval(Plan(), nullptr),
                 StatusIs(absl::StatusCode::kDataLoss, HasSubstr("manifest.json")))

@@ -118,20 +118,44 @@ TEST(EvidenceWatchTest, AHitNeedsEveryPassageThatHasLeftTheWindow) {
     observe(layer, 940, selected);
   };
   select(1, {{0, 0.5f}, {3, 0.9f}, {7, 0.7f}});
-  EXPECT_FALSE(watch.Result(950).hit());
-  EXPECT_EQ(watch.Result(950).best_rank, 3);
+  EXPECT_FALSE(watch.Result(950, 1).hit());
+  EXPECT_EQ(watch.Result(950, 1).best_rank, 3);
   select(4, {{12, 2.0f}, {13, 1.0f}});
-  EXPECT_EQ(watch.Result(950), (Retrieval{.in_window = false, .layers = {1, 4}, .best_rank = 1}));
+  EXPECT_EQ(watch.Result(950, 1),
+            (Retrieval{.in_window = false, .layers = {1, 4}, .best_rank = 1, .kept = 1}));
   EXPECT_THAT(watch.Describe(950), HasSubstr("retrieved in 2 of 5 layers, best rank 1"));
   // Further on the third is a block, too, that nobody selected.
-  EXPECT_FALSE(watch.Result(2000).hit());
+  EXPECT_FALSE(watch.Result(2000, 1).hit());
   EXPECT_THAT(watch.Describe(2000), HasSubstr("block 0, block 12, blocks 55-56, was not"));
+}
+
+TEST(EvidenceWatchTest, KeptCountsTheTokensOfTheAnswer) {
+  const TokenRange passage = {200, 210};  // block 12
+  EvidenceWatch watch({&passage, 1}, ResolveAttention(SmallFlags()), 5);
+  const auto observe = watch.observer();
+  const auto select = [&](int64_t layer, int64_t first_position, int64_t block) {
+    const memstore::SelectedBlock selected = {.index = block, .score = 1};
+    observe(layer, first_position, {&selected, 1});
+  };
+  EXPECT_EQ(watch.Result(950, 4).kept, 0) << "nothing was retrieved yet";
+  select(0, 900, 12);  // an exec block before the one of the question's last token
+  select(0, 940, 3);
+  select(1, 940, 12);  // one layer is enough
+  select(0, 951, 12);
+  select(1, 951, 3);
+  select(0, 952, 3);
+  select(0, 953, 3);
+  select(0, 954, 12);  // after the answer
+  EXPECT_EQ(watch.Result(950, 1).kept, 1);
+  EXPECT_EQ(watch.Result(950, 4).kept, 0.5);
+  EXPECT_EQ(watch.Result(950, 100).kept, 0.6) << "the answer ended early";
+  EXPECT_EQ(watch.Result(250, 4).kept, 1) << "in the window";
 }
 
 TEST(EvidenceWatchTest, WhatIsInReachNeedsNoRetrieval) {
   const auto in_window = [](const std::string& policy, TokenRange passage, int64_t position) {
     return EvidenceWatch({&passage, 1}, ResolveAttention(SmallFlags(policy)), 5)
-        .Result(position)
+        .Result(position, 1)
         .in_window;
   };
   for (const char* policy : {"full", "lm-infinite", "streaming-llm", "infllm"}) {
