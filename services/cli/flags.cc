@@ -111,7 +111,8 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   number("--n-local", a.n_local, "tokens of the sliding window");
   number("--block-tokens", a.block_tokens, "tokens per memory block");
   number("--top-k", a.top_k, "blocks retrieved per exec block and layer (see --selection)");
-  number("--repr-top-k", a.repr_top_k, "tokens whose keys make a block's representative");
+  number("--repr-top-k", a.repr_top_k,
+         "tokens of a block whose keys make its representatives, unless those are bounds");
   number("--exec-block", a.exec_block, "prefill tokens that share one retrieval");
   number("--cache-blocks", a.cache_blocks, "retrieved blocks kept per layer on the device");
   choice("--cache-policy", flags.cache_policy, "which cached block goes first", {"lru", "lru-s"})

@@ -31,6 +31,7 @@ inline ModelConfig TinyModel(int64_t q_heads = 4, int64_t kv_heads = 2, int64_t 
   return model;
 }
 
+// The paper's method, small.
 inline AttentionOptions SmallOptions(PolicyKind policy) {
   AttentionOptions options;
   options.policy = policy;
@@ -41,6 +42,7 @@ inline AttentionOptions SmallOptions(PolicyKind policy) {
   options.repr_top_k = 2;
   options.exec_block = 8;
   options.cache_blocks = 5;
+  options.representative = kernels::RepresentativeKind::kMeanKey;
   return options;
 }
 

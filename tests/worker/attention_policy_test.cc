@@ -249,17 +249,17 @@ INSTANTIATE_TEST_SUITE_P(
         BadOptions{"NoExecBlock", [](auto& o) { o.exec_block = 0; }, "exec-block is 0", "[1, "},
         BadOptions{"NegativeInit", [](auto& o) { o.n_init = -1; }, "n-init is -1", "[0, "},
         BadOptions{"NoWindow", [](auto& o) { o.n_local = 0; }, "n-local is 0", "[1, "},
-        BadOptions{"ReprTopKAboveBlock", [](auto& o) { o.repr_top_k = 129; }, "repr-top-k is 129",
-                   "block-tokens is 128"},
-        BadOptions{"CacheBelowTopK", [](auto& o) { o.top_k = 64; }, "cache-blocks is 32",
-                   "top-k, which is 64"},
+        BadOptions{"ReprTopKAboveBlock", [](auto& o) { o.repr_top_k = 33; }, "repr-top-k is 33",
+                   "block-tokens is 32"},
+        BadOptions{"CacheBelowTopK", [](auto& o) { o.top_k = 129; }, "cache-blocks is 128",
+                   "top-k, which is 129"},
         BadOptions{"CacheBelowTheTopKOfAllKvHeads",
                    [](auto& o) {
                      o.selection = SelectionUnit::kKvHead;
-                     o.top_k = 17;
+                     o.top_k = 65;
                    },
-                   "cache-blocks is 32",
-                   "top-k x KV heads with selection kv-head, which is 17 x 2 = 34"},
+                   "cache-blocks is 128",
+                   "top-k x KV heads with selection kv-head, which is 65 x 2 = 130"},
         BadOptions{"TopKAboveARequest",
                    [](auto& o) {
                      o.top_k = 65537;
@@ -276,12 +276,14 @@ INSTANTIATE_TEST_SUITE_P(
         BadOptions{"KeysAboveTheirLimit",
                    [](auto& o) {
                      o.representative = kernels::RepresentativeKind::kKeys;
+                     o.block_tokens = 128;
                      o.repr_top_k = 65;
                    },
                    "repr-top-k is 65", "at most 64 with representatives keys"},
         BadOptions{"CompatScoring",
                    [](auto& o) {
                      o.compat_reference = true;
+                     o.representative = kernels::RepresentativeKind::kMeanKey;
                      o.scoring = kernels::Scoring::kHeadVote;
                    },
                    "scoring is head-vote", "must be mean with compat reference"},
@@ -294,12 +296,14 @@ INSTANTIATE_TEST_SUITE_P(
         BadOptions{"CompatSelection",
                    [](auto& o) {
                      o.compat_reference = true;
+                     o.representative = kernels::RepresentativeKind::kMeanKey;
                      o.selection = SelectionUnit::kKvHead;
                    },
                    "selection is kv-head", "must be layer with compat reference"},
         BadOptions{"CompatFarPositions",
                    [](auto& o) {
                      o.compat_reference = true;
+                     o.representative = kernels::RepresentativeKind::kMeanKey;
                      o.far_positions = FarPositions::kSequential;
                    },
                    "far-positions is sequential", "must be shared with compat reference"},

@@ -65,6 +65,7 @@ AttentionOptions ReadOptions(const json& options) {
   result.top_k = options.at("top_k");
   result.repr_top_k = options.at("repr_top_k");
   result.exec_block = options.at("exec_block");
+  result.representative = kernels::RepresentativeKind::kMeanKey;
   result.scoring = ParseScoring(options.at("scoring").get<std::string>()).value();
   result.compat_reference = options.at("compat") == "reference";
   result.cache_blocks = result.top_k + 1;  // no result depends on it; small makes it work

@@ -91,7 +91,8 @@ absl::Status ValidateCompat(const AttentionOptions& options) {
         absl::StrCat(option, " is ", std::string(value), ", must be ", std::string(only),
                      " with compat reference: the published code has nothing else"));
   };
-  const AttentionOptions published;
+  AttentionOptions published;
+  published.representative = kernels::RepresentativeKind::kMeanKey;
   if (options.scoring != published.scoring) {
     return refuse("scoring", Name(options.scoring), Name(published.scoring));
   }
