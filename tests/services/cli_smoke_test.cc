@@ -118,9 +118,9 @@ TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
            {{"generate", "--model", kModel, "--prompt", "x", "--exec-block", "5000"},
             "exec-block is 5000"},
            {{"generate", "--model", kModel, "--prompt", "x", "--selection", "kv-head"},
-            "top-k x KV heads with selection kv-head, which is 16 x 4 = 64"},
+            "top-k x KV heads with selection kv-head, which is 64 x 4 = 256"},
            {{"generate", "--model", kModel, "--prompt", "x", "--far-positions", "sequential",
-             "--compat", "reference"},
+             "--representatives", "mean-key", "--compat", "reference"},
             "far-positions is sequential"},
            {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "lots"}, "lots"},
            {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "1MiB"},
@@ -261,7 +261,7 @@ TEST_F(CliTest, ScoresWithTheOptionsOfTheMemory) {
   const std::string endpoint = "unix:" + dir_.path() + "/store";
   Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--cold-dir", dir_.file("cold")});
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
-  for (const char* option : {"--representatives=keys", "--representatives=bounds",
+  for (const char* option : {"--representatives=keys", "--representatives=mean-key",
                              "--selection=kv-head", "--far-positions=sequential"}) {
     const double changed = nll(4, option);
     EXPECT_NE(changed, infllm) << option;
