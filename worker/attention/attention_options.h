@@ -53,9 +53,9 @@ std::optional<kernels::RepresentativeKind> ParseRepresentativeKind(std::string_v
 std::optional<SelectionUnit> ParseSelectionUnit(std::string_view name);
 std::optional<FarPositions> ParseFarPositions(std::string_view name);
 
-// Window, sinks, exec blocks and the number of far tokens are the paper's for Mistral-7B. How a block
-// is known and its size are what the study in README.md found best; the paper has blocks of 128, 16 of
-// them, and kMeanKey (`--preset paper-mistral`).
+// Window, sinks, exec blocks and the number of far tokens are the paper's for Mistral-7B. The size
+// of a block and what it is known by are what README.md's study found best; the paper has 16 blocks
+// of 128 and kMeanKey (`--preset paper-mistral`).
 struct AttentionOptions {
   PolicyKind policy = PolicyKind::kInfLlm;
   RopeScaling rope_scaling = RopeScaling::kNone;

@@ -76,7 +76,8 @@ class Puppet final : public Subject {
             i, q,
             {.output = prompt,
              .text_tokens = length_,
-             .retrieval = Retrieval{.in_window = false, .layers = {1}, .best_rank = 2, .kept = 0.75},
+             .retrieval =
+                 Retrieval{.in_window = false, .layers = {1}, .best_rank = 2, .kept = 0.75},
              .cache_misses = 4}));
         INFLLM_RETURN_IF_ERROR(script_.ask);
       }
