@@ -238,16 +238,17 @@ enum class Scoring : uint8_t {
   kHeadVote,  // sum over heads of softmax over all blocks of scale * logit
 };
 
-// Scores every block of a layer against one query. Chunks hold the representatives of consecutive
-// blocks. A group of query heads has scores of its own: one group of all heads, or one per KV head.
+// Scores every block of a layer against each of some queries, in one pass over the representatives.
+// Chunks hold those of consecutive blocks. A group of query heads has scores of its own: one group
+// of all heads, or one per KV head. A query's scores do not depend on what else is scored with it.
 struct RepresentativeChunk {
   const void* data = nullptr;  // [blocks, slots, heads, head_dim]
   int64_t blocks = 0;
 };
 struct ScoreBlocksArgs {
-  const float* query = nullptr;  // [q_heads, head_dim]
+  const float* query = nullptr;  // [queries, q_heads, head_dim]
   std::span<const RepresentativeChunk> chunks;
-  float* out = nullptr;  // [groups, blocks of all chunks]
+  float* out = nullptr;  // [queries, groups, blocks of all chunks]
   RepresentativeKind kind = RepresentativeKind::kMeanKey;
   DType dtype = DType::kF32;  // of the chunks: kF32 or kBF16
   int64_t slots = 1;          // as ShapeOf says for `kind`
@@ -255,7 +256,8 @@ struct ScoreBlocksArgs {
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
   int64_t groups = 1;  // 1 or kv_heads
-  float scale = 1;     // used by kHeadVote only: the mean form's ranking does not depend on it
+  int64_t queries = 1;
+  float scale = 1;  // used by kHeadVote only: the mean form's ranking does not depend on it
   Scoring scoring = Scoring::kMean;
 };
 

@@ -223,7 +223,8 @@ absl::Status Validate(const ScoreBlocksArgs& args) {
       .F32OrBf16(args.dtype)
       .AtLeast("q_heads", args.q_heads, 1)
       .AtLeast("kv_heads", args.kv_heads, 1)
-      .AtLeast("head_dim", args.head_dim, 1);
+      .AtLeast("head_dim", args.head_dim, 1)
+      .AtLeast("queries", args.queries, 1);
   if (!check.status().ok()) return check.status();
   check.MultipleOf("q_heads", args.q_heads, "kv_heads", args.kv_heads)
       .AtLeast("slots", args.slots, 1)

@@ -128,9 +128,9 @@ class InProcessStore final : public MemoryStore {
     std::vector<size_t> positions;  // in the selection, of those
     {
       const std::lock_guard lock(place.layer->mu);
-      INFLLM_ASSIGN_OR_RETURN(
-          const auto best,
-          place.layer->index->TopK(request.query, request.k, request.scoring, request.per_kv_head));
+      INFLLM_ASSIGN_OR_RETURN(const auto best,
+                              place.layer->index->TopK(request.query, request.k, request.scoring,
+                                                       request.per_kv_head, request.upcoming));
       selection.blocks = Merge(best, request.per_kv_head);
       auto have = request.have.begin();
       for (size_t i = 0; i < selection.blocks.size(); ++i) {

@@ -19,5 +19,6 @@ inline constexpr int32_t kMaxReprTopK = 64;           // the published method us
 inline constexpr size_t kMaxRepresentativeBytes = 64 << 20;
 inline constexpr int32_t kMaxSelectingKvHeads = 64;  // KV heads that select: bits of a mask
 inline constexpr int32_t kMaxSelect = 65536;         // blocks of one Select or Fetch
+inline constexpr int64_t kMaxUpcoming = 64;          // queries announced by one Select
 
 }  // namespace infllm::memstore::limits

@@ -31,6 +31,9 @@ struct SelectRequest {
   kernels::Scoring scoring = kernels::Scoring::kMean;
   // Blocks that the caller holds already, ascending: they are returned without payload.
   std::span<const int64_t> have;
+  // Queries of the Select calls of this layer that come next, [n, q_heads, head_dim], at most
+  // limits::kMaxUpcoming: a hint, with which the store may pass over its index once for all.
+  std::span<const float> upcoming;
 };
 
 struct SelectedBlock {
@@ -94,8 +97,8 @@ class MemoryStore {
 
   // The k published blocks of `layer` most relevant to the query, exact, and the payloads that the
   // caller lacks, in one round trip. May read a cold tier.
-  //   INVALID_ARGUMENT    the query is not finite, k is out of its limits, `have` not ascending,
-  //                       or too many KV heads to select for themselves
+  //   INVALID_ARGUMENT    a query is not finite, k is out of its limits, `have` not ascending, too
+  //                       many upcoming queries, or too many KV heads to select for themselves
   //   DATA_LOSS           a needed block failed its integrity check; it is never returned
   //   RESOURCE_EXHAUSTED  the payloads do not fit in RAM next to those that handles hold already
   virtual absl::StatusOr<Selection> Select(ContextId context, int32_t layer,

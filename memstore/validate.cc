@@ -88,6 +88,15 @@ absl::Status Validate(const SelectRequest& request, const Geometry& geometry) {
         absl::StrCat("query has ", request.query.size(),
                      " floats, must have q_heads * head_dim = ", geometry.query_floats()));
   }
+  if (request.upcoming.size() % geometry.query_floats() != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "upcoming queries have ", request.upcoming.size(),
+        " floats, must be a multiple of q_heads * head_dim = ", geometry.query_floats()));
+  }
+  INFLLM_RETURN_IF_ERROR(
+      CheckField("number of upcoming queries",
+                 static_cast<int64_t>(request.upcoming.size() / geometry.query_floats()), 0,
+                 limits::kMaxUpcoming));
   INFLLM_RETURN_IF_ERROR(CheckField("k", request.k, 0, limits::kMaxSelect));
   if (request.per_kv_head) {
     INFLLM_RETURN_IF_ERROR(CheckField("number of KV heads that select for themselves",
@@ -100,7 +109,8 @@ absl::Status Validate(const SelectRequest& request, const Geometry& geometry) {
   if (!std::is_sorted(request.have.begin(), request.have.end())) {
     return absl::InvalidArgumentError("the blocks that the caller has are not ascending");
   }
-  return CheckFinite("query", request.query, DType::kF32);
+  INFLLM_RETURN_IF_ERROR(CheckFinite("query", request.query, DType::kF32));
+  return CheckFinite("upcoming", request.upcoming, DType::kF32);
 }
 
 absl::Status ValidateRepresentatives(std::span<const float> representatives,

@@ -91,13 +91,13 @@ struct ScoreCall {
 // Bounds as two products: max(q min, q max) is q max for q > 0 and q min otherwise. So the queries
 // are the negative parts, then the positive parts: out [2, rows, head_dim], each summed over the
 // heads of a row.
-void SplitQueries(const ScoreBlocksArgs& args, int64_t rows, float* out) {
+void SplitQueries(const ScoreBlocksArgs& args, const float* query, int64_t rows, float* out) {
   const int64_t size = rows * args.head_dim;
   std::fill_n(out, 2 * size, 0.0f);
   const int64_t heads_per_row = args.q_heads / rows;
   for (int64_t h = 0; h < args.q_heads; ++h) {
     for (int64_t d = 0; d < args.head_dim; ++d) {
-      const float q = args.query[h * args.head_dim + d];
+      const float q = query[h * args.head_dim + d];
       out[(q > 0 ? size : 0) + h / heads_per_row * args.head_dim + d] += q;
     }
   }
@@ -109,7 +109,7 @@ HeadQueries QueriesOfHeads(const ScoreBlocksArgs& args, Scratch& scratch) {
                          args.head_dim, false,      args.scale};
   if (args.kind == RepresentativeKind::kBounds) {
     float* split = scratch.Get<float>(2 * args.q_heads * args.head_dim);
-    SplitQueries(args, args.q_heads, split);
+    SplitQueries(args, args.query, args.q_heads, split);
     queries.query = split;
     queries.heads_per_row = args.q_heads / args.kv_heads;
     queries.sum_slots = true;
@@ -160,26 +160,34 @@ void ScoreByHeadVote(const ScoreCall& call) {
   });
 }
 
-// out[g, b] = sum over the heads of g of their logits. But for kKeys, that is linear in the
-// representatives: one product per group.
+// out[i, g, b] = sum over the heads of g of their logits for query i. But for kKeys, that is linear
+// in the representatives: one product per group. A range of blocks fits in a core's cache: it comes
+// from memory once for all queries.
 void ScoreByMean(const ScoreCall& call) {
   static thread_local Scratch query_scratch;
   const ScoreBlocksArgs& args = call.args;
   const SelectKernels& kernels = call.kernels;
   const bool linear = args.kind != RepresentativeKind::kKeys;
   const float* query = args.query;
+  int64_t query_size = args.q_heads * args.head_dim;
   if (args.kind == RepresentativeKind::kBounds) {
-    float* split = query_scratch.Get<float>(call.block_elements);
-    SplitQueries(args, args.kv_heads, split);
+    float* split = query_scratch.Get<float>(args.queries * call.block_elements);
+    for (int64_t i = 0; i < args.queries; ++i) {
+      SplitQueries(args, query + i * query_size, args.kv_heads, split + i * call.block_elements);
+    }
     query = split;
+    query_size = call.block_elements;
   }
+  const int64_t out_size = args.groups * call.blocks;
   if (linear && args.groups == 1) {
     ForRanges(call.pool, call.blocks, call.grain, [&](int64_t begin, int64_t end) {
-      ForPieces(args.chunks, call.block_bytes, begin, end,
-                [&](const void* data, int64_t first, int64_t count) {
-                  kernels.dots(query, data, call.bf16, count, call.block_elements,
-                               args.out + first);
-                });
+      for (int64_t i = 0; i < args.queries; ++i) {
+        ForPieces(args.chunks, call.block_bytes, begin, end,
+                  [&](const void* data, int64_t first, int64_t count) {
+                    kernels.dots(query + i * query_size, data, call.bf16, count,
+                                 call.block_elements, args.out + i * out_size + first);
+                  });
+      }
     });
     return;
   }
@@ -196,13 +204,16 @@ void ScoreByMean(const ScoreCall& call) {
   ForRanges(call.pool, call.blocks, call.grain, [&](int64_t begin, int64_t end) {
     static thread_local Scratch scratch;
     float* logits = scratch.Get<float>((end - begin) * width);
-    ForPieces(args.chunks, call.block_bytes, begin, end,
-              [&](const void* data, int64_t first, int64_t count) {
-                kernels.head_dots(queries, data, call.bf16, count,
-                                  logits + (first - begin) * width);
-              });
-    kernels.group_sums(logits, ones.data(), end - begin, rows, args.groups, args.out + begin,
-                       call.blocks);
+    for (int64_t i = 0; i < args.queries; ++i) {
+      HeadQueries one = queries;
+      one.query += i * query_size;
+      ForPieces(args.chunks, call.block_bytes, begin, end,
+                [&](const void* data, int64_t first, int64_t count) {
+                  kernels.head_dots(one, data, call.bf16, count, logits + (first - begin) * width);
+                });
+      kernels.group_sums(logits, ones.data(), end - begin, rows, args.groups,
+                         args.out + i * out_size + begin, call.blocks);
+    }
   });
 }
 
@@ -269,10 +280,14 @@ void CpuScoreBlocks(ThreadPool& pool, Isa isa, const ScoreBlocksArgs& args) {
   const int64_t grain = std::max<int64_t>(kRangeBytes / bytes, 16);
   const bool bf16 = args.dtype == DType::kBF16;
   const ScoreCall call = {pool, KernelsFor(isa), args, bf16, elements, bytes, blocks, grain};
-  if (args.scoring == Scoring::kHeadVote) {
-    ScoreByHeadVote(call);
-  } else {
-    ScoreByMean(call);
+  if (args.scoring == Scoring::kMean) return ScoreByMean(call);
+  // Bound by its exponentials rather than by memory: nothing is gained by several queries at once.
+  ScoreBlocksArgs one = args;
+  one.queries = 1;
+  for (int64_t i = 0; i < args.queries; ++i) {
+    ScoreByHeadVote({pool, call.kernels, one, bf16, elements, bytes, blocks, grain});
+    one.query += args.q_heads * args.head_dim;
+    one.out += args.groups * blocks;
   }
 }
 

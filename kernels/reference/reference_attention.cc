@@ -144,7 +144,9 @@ void ReferenceMeanQuery(const MeanQueryArgs& args) {
   }
 }
 
-void ReferenceScoreBlocks(const ScoreBlocksArgs& args) {
+namespace {
+
+void ScoreOneQuery(const ScoreBlocksArgs& args, const float* query, float* out) {
   const RepresentativeShape shape = ShapeOf(args.kind, args.slots, args.q_heads, args.kv_heads);
   struct Block {
     const void* data;
@@ -163,7 +165,7 @@ void ReferenceScoreBlocks(const ScoreBlocksArgs& args) {
     for (size_t b = 0; b < blocks.size(); ++b) {
       const auto product = [&](int64_t slot, int64_t d) {
         const int64_t at = (slot * shape.heads + row) * args.head_dim + d;
-        return args.query[h * args.head_dim + d] *
+        return query[h * args.head_dim + d] *
                Element(blocks[b].data, args.dtype, blocks[b].first + at);
       };
       const auto dot = [&](int64_t slot) {
@@ -188,8 +190,19 @@ void ReferenceScoreBlocks(const ScoreBlocksArgs& args) {
     const size_t group = static_cast<size_t>(h / (args.q_heads / args.groups));
     for (size_t b = 0; b < blocks.size(); ++b) scores[group * blocks.size() + b] += logits[b];
   }
-  std::transform(scores.begin(), scores.end(), args.out,
+  std::transform(scores.begin(), scores.end(), out,
                  [](double score) { return static_cast<float>(score); });
+}
+
+}  // namespace
+
+void ReferenceScoreBlocks(const ScoreBlocksArgs& args) {
+  int64_t blocks = 0;
+  for (const RepresentativeChunk& chunk : args.chunks) blocks += chunk.blocks;
+  for (int64_t i = 0; i < args.queries; ++i) {
+    ScoreOneQuery(args, args.query + i * args.q_heads * args.head_dim,
+                  args.out + i * args.groups * blocks);
+  }
 }
 
 void ReferenceTopK(const float* scores, int64_t n, int64_t k, std::span<int64_t> out_indices) {

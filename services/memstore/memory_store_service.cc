@@ -233,7 +233,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                                          .k = request.k(),
                                          .per_kv_head = request.per_kv_head(),
                                          .scoring = scoring,
-                                         .have = wire::AsSpan(request.have())};
+                                         .have = wire::AsSpan(request.have()),
+                                         .upcoming = wire::AsSpan(request.upcoming())};
     if (wire::QueryChecksum(id, request.layer(), select) != request.crc32c()) {
       return Damaged("query", {id, request.layer()});
     }

@@ -110,6 +110,7 @@ class RemoteStore final : public memstore::MemoryStore {
     request.set_scoring(wire::ToProto(select.scoring));
     request.mutable_have()->Assign(select.have.begin(), select.have.end());
     request.mutable_query()->Assign(select.query.begin(), select.query.end());
+    request.mutable_upcoming()->Assign(select.upcoming.begin(), select.upcoming.end());
     request.set_crc32c(wire::QueryChecksum(context, layer, select));
 
     memstore::Selection selection;

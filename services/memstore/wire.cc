@@ -99,7 +99,8 @@ uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
   crc = Extend(crc, request.per_kv_head ? 1 : 0);
   crc = Extend(crc, static_cast<int64_t>(ToProto(request.scoring)));
   crc = memstore::ExtendCrc32c(crc, std::as_bytes(request.have));
-  return memstore::ExtendCrc32c(crc, std::as_bytes(request.query));
+  crc = memstore::ExtendCrc32c(crc, std::as_bytes(request.query));
+  return memstore::ExtendCrc32c(crc, std::as_bytes(request.upcoming));
 }
 
 absl::StatusOr<memstore::Geometry> FromProto(const pb::Geometry& proto) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "kernels/core/status_macros.h"
 
 namespace infllm::bench {
 
@@ -20,6 +21,14 @@ inline std::vector<float> Random(int64_t n, uint32_t seed) {
   std::minstd_rand random(seed);
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
   return x;
+}
+
+// REQUIRES: `op` succeeds.
+template <typename Op>
+double SecondsOf(Op op) {
+  const auto start = std::chrono::steady_clock::now();
+  INFLLM_CHECK(op().ok());
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 // Runs `op` in the benchmark's loop. Returns the seconds of the best iteration: other tenants of

@@ -246,7 +246,7 @@ void SelectHitBench(benchmark::State& state, kernels::DType dtype, bool per_kv_h
   for (auto _ : state) {
     const Stopwatch scan;
     benchmark::DoNotOptimize(
-        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean, per_kv_head)));
+        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean, per_kv_head, {})));
     scan_seconds += scan.Seconds();
     const Stopwatch watch;
     benchmark::DoNotOptimize(Check(fixture.store_->Select(fixture.id_, 0, request)));

@@ -1,11 +1,14 @@
 // Block selection of the CPU backend. Scoring reads every representative once, so `of_bandwidth`
 // compares its bytes per second with what the machine reads at best, measured in the same run.
+// Several queries at once share that reading: `of_passes` compares with as many calls of one query.
 // Rates are those of the best iteration.
 //   select_bench [--benchmark_filter=...]
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -86,6 +89,41 @@ void RunScoreBlocks(benchmark::State& state, const Layer& layer, const Selection
   state.counters["B/s"] = bytes / seconds;
   state.counters["of_bandwidth"] = bytes / seconds / bandwidth;
 }
+
+// The queries of a chunk's exec blocks, announced together, against one call for each.
+void RunQueriesAtOnce(benchmark::State& state) {
+  constexpr int64_t kHeads = 8, kDim = 128, kElements = int64_t{64} << 20;
+  const int64_t queries = state.range(0), blocks = kElements / (2 * kHeads * kDim);
+  const std::vector<BF16> data(kElements, BF16(0.5f));
+  const std::vector<float> query = Random(queries * kHeads * kDim, 1);
+  const RepresentativeChunk chunk{data.data(), blocks};
+  std::vector<float> scores(static_cast<size_t>(queries * blocks));
+  const std::unique_ptr<Backend> backend = NewCpuBackend(Pool());
+  ScoreBlocksArgs args;
+  args.query = query.data();
+  args.chunks = {&chunk, 1};
+  args.out = scores.data();
+  args.kind = RepresentativeKind::kBounds;
+  args.dtype = DType::kBF16;
+  args.slots = 2;
+  args.q_heads = args.kv_heads = kHeads;
+  args.head_dim = kDim;
+  ScoreBlocksArgs together = args;
+  together.queries = queries;
+  double alone = std::numeric_limits<double>::infinity(), at_once = alone;
+  for (auto _ : state) {  // in turns, so that both meet the same other load
+    alone = std::min(alone, SecondsOf([&] { return backend->ScoreBlocks(args); }));
+    at_once = std::min(at_once, SecondsOf([&] { return backend->ScoreBlocks(together); }));
+  }
+  state.counters["of_passes"] = at_once / (alone * static_cast<double>(queries));
+}
+BENCHMARK(RunQueriesAtOnce)
+    ->Name("score/queries_at_once")
+    ->Arg(1)
+    ->Arg(4)
+    ->Arg(8)
+    ->UseRealTime()
+    ->Unit(benchmark::kMillisecond);
 
 void RunTopK(benchmark::State& state) {
   const std::vector<float> scores = Random(state.range(0), 3);

@@ -102,7 +102,8 @@ class Client {
                         .k = request.k(),
                         .per_kv_head = request.per_kv_head(),
                         .scoring = *scoring,
-                        .have = wire::AsSpan(request.have())});
+                        .have = wire::AsSpan(request.have()),
+                        .upcoming = wire::AsSpan(request.upcoming())});
     if (!selection.ok()) return;
     const int64_t each =
         std::min<int64_t>(request.k(), published_.at(static_cast<size_t>(request.layer())));

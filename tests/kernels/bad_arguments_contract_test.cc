@@ -322,6 +322,7 @@ TEST_P(BackendContract, ScoreBlocks) {
   EXPECT_THAT(with([](auto& a) { a.q_heads = 0; }), Refused("ScoreBlocks", "q_heads is 0"));
   EXPECT_THAT(with([](auto& a) { a.kv_heads = 0; }), Refused("ScoreBlocks", "kv_heads is 0"));
   EXPECT_THAT(with([](auto& a) { a.head_dim = 0; }), Refused("ScoreBlocks", "head_dim is 0"));
+  EXPECT_THAT(with([](auto& a) { a.queries = 0; }), Refused("ScoreBlocks", "queries is 0"));
   EXPECT_THAT(with([](auto& a) { a.q_heads = 3, a.kv_heads = 2; }),
               Refused("ScoreBlocks", "q_heads is 3, must be a multiple of kv_heads = 2"));
   EXPECT_THAT(with([](auto& a) { a.slots = 2; }), Refused("ScoreBlocks", "slots is 2, must be 1"));

@@ -56,6 +56,7 @@ void PrintTo(const Problem& p, std::ostream* os) {
       << ", " << p.blocks() << " blocks";
 }
 
+// `query` may be several.
 std::vector<float> Score(Backend& backend, const Problem& problem, const std::vector<float>& query,
                          const std::vector<float>& blocks) {
   const DeviceArray<float> q(backend, query);
@@ -78,10 +79,12 @@ std::vector<float> Score(Backend& backend, const Problem& problem, const std::ve
   args.kv_heads = problem.kv_heads;
   args.head_dim = problem.head_dim;
   args.groups = problem.per_kv_head ? problem.kv_heads : 1;
+  args.queries = static_cast<int64_t>(query.size()) / (problem.q_heads * problem.head_dim);
   args.scale = problem.scale;
   args.scoring = problem.scoring;
   const DeviceArray<float> out(
-      backend, std::vector<float>(static_cast<size_t>(args.groups * problem.blocks()), -1.0f));
+      backend, std::vector<float>(
+                   static_cast<size_t>(args.queries * args.groups * problem.blocks()), -1.0f));
   args.out = out.data();
   EXPECT_OK(backend.ScoreBlocks(args));
   return out.Get();
@@ -180,6 +183,26 @@ TEST_P(ScoreBlocksContract, KeysCountByTheBestOfTheirSlots) {
   problem.scale = -std::log(3.0f);  // head 0: 3^-5, 3^-4; head 1: 3^-7, 3^1
   ExpectClose(Score(*backend_, problem, {1, 1}, blocks),
               {0.25f + 1.0f / 6562, 0.75f + 6561.0f / 6562}, 1e-5);
+}
+
+TEST_P(ScoreBlocksContract, QueriesAtOnceScoreAsEachAlone) {
+  for (const Problem& problem : AllOf({.slots = 2,
+                                .q_heads = 6,
+                                .kv_heads = 2,
+                                .head_dim = 40,
+                                .scale = 0.1f,
+                                .chunks = {3, 700, 1, 2100}})) {
+    SCOPED_TRACE(::testing::PrintToString(problem));
+    const std::vector<float> blocks = RandomBlocks(problem);
+    const int64_t size = problem.q_heads * problem.head_dim;
+    const std::vector<float> queries = RandomNormal(3 * size, 6);
+    std::vector<float> alone;
+    for (auto at = queries.begin(); at != queries.end(); at += size) {
+      const std::vector<float> scores = Score(*backend_, problem, {at, at + size}, blocks);
+      alone.insert(alone.end(), scores.begin(), scores.end());
+    }
+    EXPECT_EQ(Score(*backend_, problem, queries, blocks), alone);
+  }
 }
 
 TEST_P(ScoreBlocksContract, BoundsTakeTheBetterEndOfEachChannel) {

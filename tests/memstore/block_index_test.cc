@@ -91,7 +91,8 @@ TEST_P(BlockIndexTest, TopKIsThatOfTheBruteForce) {
       for (const bool per_kv_head : {false, true}) {
         const auto expected = OracleScores(all, query, shape, Scoring::kMean, per_kv_head);
         for (const int64_t k : {int64_t{0}, int64_t{1}, int64_t{5}, size, size + 1}) {
-          ASSERT_OK_AND_ASSIGN(const auto best, index->TopK(query, k, Scoring::kMean, per_kv_head));
+          ASSERT_OK_AND_ASSIGN(const auto best,
+                               index->TopK(query, k, Scoring::kMean, per_kv_head, {}));
           ASSERT_EQ(best.size(), expected.size());
           for (size_t group = 0; group < best.size(); ++group) {
             const std::vector<int64_t> order = OracleTopK(expected[group], k);
@@ -117,7 +118,8 @@ TEST_P(BlockIndexTest, HeadVoteRanksByTheSumOfSoftmaxes) {
   for (float& value : query) value /= 2048;  // logits of a few units
   for (const bool per_kv_head : {false, true}) {
     const auto expected = OracleScores(all, query, shape, Scoring::kHeadVote, per_kv_head);
-    ASSERT_OK_AND_ASSIGN(const auto best, index->TopK(query, 10, Scoring::kHeadVote, per_kv_head));
+    ASSERT_OK_AND_ASSIGN(const auto best,
+                         index->TopK(query, 10, Scoring::kHeadVote, per_kv_head, {}));
     ASSERT_EQ(best.size(), per_kv_head ? 3u : 1u);
     for (size_t group = 0; group < best.size(); ++group) {
       std::vector<double> sorted = expected[group];
@@ -139,7 +141,7 @@ TEST_P(BlockIndexTest, EqualScoresGoToTheSmallerIndex) {
   }
   for (const bool per_kv_head : {false, true}) {
     ASSERT_OK_AND_ASSIGN(const auto best, index->TopK(std::vector<float>(shape.query_floats(), 1),
-                                                      4, Scoring::kMean, per_kv_head));
+                                                      4, Scoring::kMean, per_kv_head, {}));
     for (const std::vector<ScoredBlock>& group : best) {
       std::vector<int64_t> indices;
       for (const ScoredBlock& block : group) indices.push_back(block.index);
@@ -174,7 +176,7 @@ TEST_P(BlockIndexTest, ForksShareThePastAndGrowApart) {
       EXPECT_TRUE(index.Holds(i, std::span(all).subspan(i * floats, floats))) << i;
     }
     const std::vector<float> query = Query(5, shape);
-    ASSERT_OK_AND_ASSIGN(const auto best, index.TopK(query, 9, Scoring::kMean, true));
+    ASSERT_OK_AND_ASSIGN(const auto best, index.TopK(query, 9, Scoring::kMean, true, {}));
     const auto scores = OracleScores(all, query, shape, Scoring::kMean, true);
     for (size_t group = 0; group < best.size(); ++group) {
       std::vector<int64_t> indices;
@@ -223,6 +225,70 @@ TEST_P(BlockIndexTest, MemoryIsThatOfTheDtype) {
   EXPECT_EQ(static_cast<size_t>(allocated_), bytes) << "a first chunk holds what it was made for";
 }
 
+// Whatever is announced, kept or not, and however the index grows meanwhile.
+TEST_P(BlockIndexTest, UpcomingQueriesChangeNoResult) {
+  const Geometry shape = Shape(6, 2, 20);
+  const size_t floats = shape.query_floats();
+  const auto announced = NewIndex(shape), plain = NewIndex(shape);
+  const auto add = [&](int64_t seed, int64_t count) {
+    const std::vector<float> blocks = WideRepresentatives(seed, count, shape);
+    ASSERT_OK(announced->Add(blocks));
+    ASSERT_OK(plain->Add(blocks));
+  };
+  std::vector<float> queries;
+  for (int64_t i = 0; i < 4; ++i) {
+    const std::vector<float> query = Query(i, shape);
+    queries.insert(queries.end(), query.begin(), query.end());
+  }
+  struct Step {
+    size_t query;
+    size_t upcoming;  // of the queries after it
+    int64_t added;    // before the next step
+    Scoring scoring = Scoring::kMean;
+    bool per_kv_head = false;
+  };
+  const auto equal = [&](BlockIndex& index, const Step& step) {
+    const auto query = std::span<const float>(queries).subspan(step.query * floats);
+    ASSERT_OK_AND_ASSIGN(const auto best,
+                         index.TopK(query.first(floats), 9, step.scoring, step.per_kv_head,
+                                    query.subspan(floats, step.upcoming * floats)));
+    ASSERT_OK_AND_ASSIGN(const auto expected,
+                         plain->TopK(query.first(floats), 9, step.scoring, step.per_kv_head, {}));
+    ASSERT_EQ(best.size(), expected.size());
+    for (size_t group = 0; group < best.size(); ++group) {
+      for (size_t i = 0; i < best[group].size(); ++i) {
+        EXPECT_EQ(best[group][i].index, expected[group][i].index);
+        EXPECT_EQ(best[group][i].score, expected[group][i].score);
+      }
+    }
+  };
+  const Step steps[] = {
+      {0, 3, 40},                       // announced while there is nothing
+      {0, 3, 7},                        // announced
+      {1, 0, 0},                        // as announced, after blocks were added
+      {3, 0, 100},                      // out of turn
+      {2, 0, 3, Scoring::kMean, true},  // by other groups than announced
+      {2, 1, 5, Scoring::kHeadVote},    // a score that depends on all blocks
+      {3, 0, 1, Scoring::kHeadVote},    //
+      {0, 2, 9, Scoring::kMean, true},  //
+      {1, 0, 0, Scoring::kMean, true},  //
+      {1, 2, 30},                       // not announced for this grouping: announced again
+      {2, 1, 0},                        // announcing again what was
+      {3, 0, 0},                        //
+  };
+  int64_t seed = 0;
+  for (const Step& step : steps) {
+    SCOPED_TRACE(seed);
+    equal(*announced, step);
+    if (step.added > 0) add(seed, step.added);
+    ++seed;
+  }
+  const auto fork = announced->Fork();
+  ASSERT_OK(fork->Add(WideRepresentatives(99, 20, shape)));
+  ASSERT_OK(plain->Add(WideRepresentatives(99, 20, shape)));
+  equal(*fork, {3, 0, 0});
+}
+
 TEST_P(BlockIndexTest, RepresentativesLargerThanAChunkAreKept) {
   const Geometry shape = Shape(1024, 512, 1024);  // kKeys: 12 MiB as fp32
   const auto index = NewIndex(shape);
@@ -240,8 +306,10 @@ TEST_P(BlockIndexTest, WrongSizesAreRefused) {
   const auto index = NewIndex(shape);
   EXPECT_THAT(index->Add(std::vector<float>(shape.representative_floats() + 1)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("slots * heads")));
-  EXPECT_THAT(index->TopK(std::vector<float>(15), 1, Scoring::kMean, false),
+  EXPECT_THAT(index->TopK(std::vector<float>(15), 1, Scoring::kMean, false, {}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("15")));
+  EXPECT_THAT(index->TopK(std::vector<float>(16), 1, Scoring::kMean, false, std::vector<float>(17)),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("17")));
 }
 
 }  // namespace

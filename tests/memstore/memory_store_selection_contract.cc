@@ -214,6 +214,23 @@ TEST_P(MemoryStoreContract, EveryKindSelectsAsTheBruteForce) {
   }
 }
 
+TEST_P(MemoryStoreContract, AnnouncedQueriesSelectAsOthers) {
+  for (const RepresentativeKind kind : kKinds) {
+    const Geometry geometry = Shape(kind, DType::kBF16);
+    const ContextId id = Filled(geometry, Representatives(0, 0, 40, 0, geometry));
+    const std::vector<float> first = Query(0), second = Query(1);
+    ASSERT_OK_AND_ASSIGN(const Selection expected,
+                         store_->Select(id, 0, {.query = second, .k = 5}));
+    ASSERT_OK(store_->Select(id, 0, {.query = first, .k = 5, .upcoming = second}));
+    ASSERT_OK_AND_ASSIGN(const Selection selection,
+                         store_->Select(id, 0, {.query = second, .k = 5}));
+    ASSERT_EQ(Indices(selection), Indices(expected));
+    for (size_t i = 0; i < selection.blocks.size(); ++i) {
+      EXPECT_EQ(selection.blocks[i].score, expected.blocks[i].score);
+    }
+  }
+}
+
 TEST_P(MemoryStoreContract, EveryKvHeadVotesForItself) {
   for (const RepresentativeKind kind : kKinds) {
     const Geometry geometry = Shape(kind, DType::kBF16);

@@ -138,7 +138,8 @@ class BadRequestTest : public ::testing::Test {
                              .k = request.k(),
                              .per_kv_head = request.per_kv_head(),
                              .scoring = scoring.ok() ? *scoring : kernels::Scoring::kMean,
-                             .have = wire::AsSpan(request.have())}));
+                             .have = wire::AsSpan(request.have()),
+                             .upcoming = wire::AsSpan(request.upcoming())}));
     return request;
   }
   template <typename Request>
@@ -301,6 +302,8 @@ TEST_F(BadRequestTest, Select) {
       {"no query", [](auto& r) { r.clear_query(); }, grpc::INVALID_ARGUMENT, "query has 0"},
       {"query not finite", [](auto& r) { r.set_query(5, -INFINITY); }, grpc::INVALID_ARGUMENT,
        "-inf at float 5"},
+      {"half a query upcoming", [](auto& r) { r.add_upcoming(1); }, grpc::INVALID_ARGUMENT,
+       "upcoming queries have 1"},
       {"negative k", [](auto& r) { r.set_k(-1); }, grpc::INVALID_ARGUMENT, "k is -1"},
       {"k too large", [](auto& r) { r.set_k(65537); }, grpc::INVALID_ARGUMENT, "65536"},
       {"no scoring", [](auto& r) { r.clear_scoring(); }, grpc::INVALID_ARGUMENT, "scoring is 0"},

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/core/status_macros.h"
+#include "memstore/limits.h"
 #include "worker/attention/block_cache.h"
 #include "worker/attention/far_keys.h"
 #include "worker/attention/layer_window.h"
@@ -57,6 +58,7 @@ class InfLlmState final : public AttentionState {
                                        scratch));
     INFLLM_RETURN_IF_ERROR(
         layer.window.Append(input.k, scratch.k_near.as<float>(), input.v, input.tokens));
+    INFLLM_RETURN_IF_ERROR(FindMeanQueries(input.tokens, scratch.q_far.as<float>()));
     for (int64_t begin = 0; begin < input.tokens; begin += options_.exec_block) {
       const int64_t count = std::min(options_.exec_block, input.tokens - begin);
       INFLLM_RETURN_IF_ERROR(AttendExecBlock(layer, input, begin, count, scratch));
@@ -107,7 +109,8 @@ class InfLlmState final : public AttentionState {
     Selection selection;
     records_.clear();
     if (layer.window.first_page() > 0 && options_.top_k > 0) {
-      INFLLM_ASSIGN_OR_RETURN(selection, Retrieve(layer, input.layer, position, q_far, count));
+      INFLLM_ASSIGN_OR_RETURN(selection,
+                              Retrieve(layer, input.layer, position, begin / options_.exec_block));
     }
     near_.clear();
     layer.window.AddSegments(position - options_.n_local + 1, end, LayerWindow::Keys::kRotated,
@@ -146,28 +149,49 @@ class InfLlmState final : public AttentionState {
     return absl::OkStatus();
   }
 
-  // Selects blocks for the exec block's mean query, which always is that of the shared far
-  // position, and admits them to the cache: records_.
+  // host_queries_: the mean query of each exec block of `tokens` queries, which always is that of
+  // the shared far position.
+  absl::Status FindMeanQueries(int64_t tokens, const float* q_far) {
+    announced_ = false;
+    if (options_.top_k == 0) return absl::OkStatus();
+    const int64_t floats = context_.model.q_heads * context_.model.head_dim;
+    const int64_t count = (tokens + options_.exec_block - 1) / options_.exec_block;
+    const size_t bytes = static_cast<size_t>(count * floats) * sizeof(float);
+    INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, mean_queries_));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t begin = i * options_.exec_block;
+      INFLLM_RETURN_IF_ERROR(
+          backend().MeanQuery({.q = q_far + begin * floats,
+                               .out = mean_queries_.as<float>() + i * floats,
+                               .tokens = std::min(options_.exec_block, tokens - begin),
+                               .q_heads = context_.model.q_heads,
+                               .head_dim = context_.model.head_dim}));
+    }
+    host_queries_.resize(static_cast<size_t>(count * floats));
+    return backend().Download(host_queries_.data(), mean_queries_.data(), bytes);
+  }
+
+  // Selects blocks for the query of the exec block, and admits them to the cache: records_.
   absl::StatusOr<Selection> Retrieve(Layer& layer, int64_t layer_index, int64_t position,
-                                     const float* q_far, int64_t count) {
-    const size_t floats = static_cast<size_t>(context_.model.q_heads * context_.model.head_dim);
-    INFLLM_RETURN_IF_ERROR(Reserve(backend(), floats * sizeof(float), mean_query_));
-    INFLLM_RETURN_IF_ERROR(backend().MeanQuery({.q = q_far,
-                                                .out = mean_query_.as<float>(),
-                                                .tokens = count,
-                                                .q_heads = context_.model.q_heads,
-                                                .head_dim = context_.model.head_dim}));
-    host_query_.resize(floats);
-    INFLLM_RETURN_IF_ERROR(
-        backend().Download(host_query_.data(), mean_query_.data(), floats * sizeof(float)));
+                                     int64_t exec_block) {
+    const auto floats = static_cast<size_t>(context_.model.q_heads * context_.model.head_dim);
+    const auto queries =
+        std::span<const float>(host_queries_).subspan(static_cast<size_t>(exec_block) * floats);
+    // The first retrieval of a chunk announces the others: one pass over the index serves them all.
+    const size_t announced = announced_
+                                 ? 0
+                                 : std::min(queries.size() / floats - 1,
+                                            static_cast<size_t>(memstore::limits::kMaxUpcoming));
+    announced_ = true;
     INFLLM_ASSIGN_OR_RETURN(
         Selection selection,
         context_.store->Select(id_, static_cast<int32_t>(layer_index),
-                               {.query = host_query_,
+                               {.query = queries.first(floats),
                                 .k = static_cast<int32_t>(options_.top_k),
                                 .per_kv_head = options_.selection == SelectionUnit::kKvHead,
                                 .scoring = options_.scoring,
-                                .have = layer.cache.indices()}));
+                                .have = layer.cache.indices(),
+                                .upcoming = queries.subspan(floats, announced * floats)}));
     ++stats_.selections;
     for (const memstore::SelectedBlock& block : selection.blocks) {
       ++(block.block ? stats_.cache_misses : stats_.cache_hits);
@@ -257,9 +281,10 @@ class InfLlmState final : public AttentionState {
   std::vector<kernels::KvSegment> near_;
   FarKeys far_;
   std::vector<const std::byte*> records_;
-  std::vector<float> host_query_, host_representatives_, host_mass_, block_mass_;
+  std::vector<float> host_queries_, host_representatives_, host_mass_, block_mass_;
   std::vector<std::byte> staging_;
-  kernels::Buffer mean_query_, representatives_, far_mass_;
+  kernels::Buffer mean_queries_, representatives_, far_mass_;
+  bool announced_ = false;  // the queries of this chunk and layer, to the store
 };
 
 }  // namespace
