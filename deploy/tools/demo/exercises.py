@@ -35,6 +35,21 @@ def digits(rng, n):
     return "".join(rng.choice(pool) for _ in range(n))
 
 
+def alike(rng, n, count):
+    """`count` values of n digits that mostly share their beginnings: a digit must be copied from the statement
+    of the right name, not from wherever the last digits occur."""
+    values = [digits(rng, n)]
+    while len(values) < count:
+        old = rng.choice(values)
+        keep = rng.randrange(n)
+        new = old[:keep] + digits(rng, n - keep)
+        if rng.random() < 0.3:  # only one digit differs
+            new = old[:keep] + rng.choice(string.digits) + old[keep + 1:]
+        values.append(new)
+    rng.shuffle(values)
+    return values
+
+
 def hex_id(rng, groups=(8,)):
     return "-".join("".join(rng.choice("0123456789abcdef") for _ in range(n)) for n in groups)
 
@@ -69,7 +84,7 @@ class Exercises:
         r = self.rng
         out = []
         while len(out) < n:
-            if out and "-" in out[-1] and r.random() < 0.15:
+            if out and "-" in out[-1] and r.random() < 0.3:
                 head, tail = out[-1].split("-")
                 new = f"{head}-{r.choice(self.words)}" if r.random() < 0.5 else f"{r.choice(self.words)}-{tail}"
             else:
@@ -77,6 +92,10 @@ class Exercises:
             if new not in out:
                 out.append(new)
         return out
+
+    def values(self, count, width):
+        r = self.rng
+        return alike(r, width, count) if r.random() < 0.35 else [digits(r, width) for _ in range(count)]
 
     # Haystacks --------------------------------------------------------------------------------
 
@@ -99,7 +118,7 @@ class Exercises:
             return s, lambda: ("What is the pass key?", "The pass key is", f" {key}", ".")
         names = self.names(n)
         width = r.choice((2, 3, 5, 5, 5, 5, 5, 5))
-        keys = [digits(r, width) for _ in names]
+        keys = self.values(n, width)
         s = [f"The pass key of {a} is {k}. Remember it. {k} is the pass key of {a}." if r.random() < 0.7
              else f"The pass key of {a} is {k}." for a, k in zip(names, keys)]
 
@@ -126,7 +145,8 @@ class Exercises:
         if r.random() < 0.25:
             per_name[r.randrange(n)] = r.choice((2, 3, 4))
         width = r.choice((2, 4, 5, 7, 7, 7, 7, 7, 7))
-        values = [[digits(r, width) if kind == "number" else r.choice(self.words) for _ in range(k)]
+        numbers = iter(self.values(sum(per_name), width))
+        values = [[next(numbers) if kind == "number" else r.choice(self.words) for _ in range(k)]
                   for k in per_name]
         s = [f"One of the special magic {kind}s for {a} is: {v}." for a, vs in zip(names, values) for v in vs]
 
@@ -152,7 +172,7 @@ class Exercises:
         r = self.rng
         names = self.names(n)
         width = r.choice((1, 2, 3, 5, 5, 7))
-        values = [digits(r, width) for _ in names]
+        values = self.values(n, width)
         verb = r.choice(("", " is", ":", " ="))
         s = [f"{a}{verb} {v}." for a, v in zip(names, values)]
 
@@ -267,13 +287,18 @@ class Exercises:
         n = n or (1 if r.random() < 0.15 else r.randint(1, most_names))
         if name in ("pairs", "lines", "variables", "facts"):
             n = max(2, min(n, length // 24)) if r.random() < 0.9 else 1
-        statements, ask = family(self, n)
-        questions = [ask() for _ in range(r.randint(1, 2) if n == 1 else r.randint(max(2, n // 2), n + 2))]
+        # About 3 characters a token in prose, 2.2 in statements and questions, which must have room.
+        while True:
+            statements, ask = family(self, n)
+            questions = [ask() for _ in range(r.randint(1, 2) if n == 1 else r.randint(max(2, n // 2), n + 2))]
+            asked = sum(len(q) * 0.6 + len(p) + len(a) + 2 for q, p, a, _ in questions)
+            needed = (sum(map(len, statements)) + asked) / 2.2
+            if needed < length or n <= 2:
+                break
+            n = n * 3 // 4
         bare = name == "bare"
         chat = r.random() < 0.3
-        # About 3 characters a token in prose, 2 in statements and questions.
-        asked = sum(len(q) * 0.6 + len(p) + len(a) + 2 for q, p, a, _ in questions)
-        room = int((length * r.uniform(0.4, 1.0) - (sum(map(len, statements)) + asked) / 2.2) * 3)
+        room = int((length * r.uniform(0.4, 1.0) - needed) * 3)
         kind = r.choices(("book", "noise", "none"), (0.55, 0.25, 0.2))[0]
         hay = [] if kind == "none" else self.hay(room, kind)
         if name not in ("variables", "facts"):

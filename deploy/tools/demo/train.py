@@ -33,7 +33,7 @@ MAX_LENGTH = 512
 TOKENS_PER_STEP = 8192
 # (share of the run, sequence lengths, most names in an exercise, shares of dense / exercises; rest: prose)
 CURRICULUM = ((0.04, (64,), 0, 1.0, 0.0), (0.08, (96,), 3, 0.5, 0.35), (0.25, (128,), 4, 0.12, 0.68),
-              (0.5, (256,), 8, 0.06, 0.69), (1.01, (256, 512), 16, 0.04, 0.76))
+              (0.5, (256,), 8, 0.06, 0.69), (1.01, (256, 512, 512), 32, 0.04, 0.76))
 
 
 # Text ------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def read_books(directory):
     return books
 
 
-def name_words(books, count=6000):
+def name_words(books, count=15000):
     """Lower-case words of 3 to 9 letters, the most frequent first: what names are made of."""
     counts = {}
     for book in books:
