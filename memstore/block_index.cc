@@ -15,6 +15,8 @@ namespace {
 // stay small, large ones have few chunks.
 constexpr int64_t kMinChunkBlocks = 8;
 constexpr int64_t kMaxChunkBytes = 4 << 20;
+// Scores that an index keeps for announced queries: 8 queries of a million blocks.
+constexpr int64_t kMaxAheadBytes = 32 << 20;
 
 class ChunkedIndex final : public BlockIndex {
  public:
@@ -119,7 +121,7 @@ class ChunkedIndex final : public BlockIndex {
   };
 
   // Scores of queries that are to come, against the blocks that there were when they were
-  // announced.
+  // announced. Gone with the last of them, so that layers at rest keep none.
   struct Ahead {
     std::vector<float> queries;  // [n, q_heads, head_dim]
     std::vector<float> scores;   // [n, groups, blocks]
@@ -144,8 +146,13 @@ class ChunkedIndex final : public BlockIndex {
             std::copy_n(known + g * ahead_.blocks, ahead_.blocks, scores_.data() + g * size_);
         std::copy_n(fresh_scores_.data() + g * fresh, fresh, out);
       }
+      if (known + groups * ahead_.blocks == ahead_.scores.data() + ahead_.scores.size())
+        ahead_ = {};
       return absl::OkStatus();
     }
+    const int64_t most = kMaxAheadBytes / static_cast<int64_t>(scores_.size() * sizeof(float)) - 1;
+    upcoming = upcoming.first(
+        std::min(upcoming.size(), static_cast<size_t>(std::max<int64_t>(most, 0)) * query.size()));
     if (upcoming.empty()) {
       ahead_ = {};
       return Score(query, scoring, groups, 0, scores_);

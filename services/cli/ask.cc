@@ -131,6 +131,7 @@ absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Ses
                        {"layers_that_retrieved", retrieval.layers.size()},
                        {"layers", runtime.model->config.layers},
                        {"best_rank", retrieval.best_rank},
+                       {"kept", retrieval.kept},
                        {"hit", retrieval.hit()}};
     if (!flags.runtime.json) absl::PrintF("   (%s)\n", watch->Describe(begin));
   }

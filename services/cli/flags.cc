@@ -137,7 +137,8 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
          {"shared", "sequential"})
       ->group(method);
   choice("--compat", flags.compat,
-         "reference: double counting as in the published code, for parity runs",
+         "reference: double counting as in the published code, for parity runs; needs "
+         "--representatives mean-key",
          {"none", "reference"})
       ->group(method);
   command.add_flag("--json", flags.json, "print one JSON object on stdout instead of text");

@@ -256,6 +256,7 @@ TEST_P(BlockIndexTest, UpcomingQueriesChangeNoResult) {
                          plain->TopK(query.first(floats), 9, step.scoring, step.per_kv_head, {}));
     ASSERT_EQ(best.size(), expected.size());
     for (size_t group = 0; group < best.size(); ++group) {
+      ASSERT_EQ(best[group].size(), expected[group].size());
       for (size_t i = 0; i < best[group].size(); ++i) {
         EXPECT_EQ(best[group][i].index, expected[group][i].index);
         EXPECT_EQ(best[group][i].score, expected[group][i].score);

@@ -63,7 +63,7 @@ def main():
     books = read_books(args.books)
     batches = Batches(args.model / "tokenizer.model", books, name_words(books), 4711)
     model = load(args.model)
-    print("| exercise | statements | tokens | answers | right |\n|---|--:|--:|--:|--:|")
+    print("| exercise | statements, at most | tokens | answers | right |\n|---|--:|--:|--:|--:|")
     for family, _ in Exercises.FAMILIES:
         for names in (1, 4, 16) if family.__name__ not in ("number_string",) else (1,):
             if family.__name__ == "pairs" and names == 16:
