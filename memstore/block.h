@@ -12,7 +12,21 @@
 
 namespace infllm::memstore {
 
-enum class ContextId : uint64_t {};
+// 128 random bits, brought by whoever makes the context: so that making one can be repeated, that
+// no id can be guessed, and that an id means the same on every shard.
+struct ContextId {
+  uint64_t hi = 0;
+  uint64_t lo = 0;
+  friend bool operator==(const ContextId&, const ContextId&) = default;
+  template <typename H>
+  friend H AbslHashValue(H h, const ContextId& id) {
+    return H::combine(std::move(h), id.hi, id.lo);
+  }
+};
+// From the system's source of randomness.
+ContextId NewContextId();
+// 32 hexadecimal digits.
+std::string ToString(const ContextId& id);
 
 // The shape of a context's blocks; fixed when the context is created.
 struct Geometry {
@@ -23,15 +37,14 @@ struct Geometry {
   int32_t block_tokens = 0;
   // Of keys and values, and of the representatives as they are kept. kF32 or kBF16.
   kernels::DType dtype = kernels::DType::kF32;
-  kernels::RepresentativeKind representative = kernels::RepresentativeKind::kMeanKey;
-  int32_t repr_top_k = 1;  // slots of RepresentativeKind::kKeys; not used by the others
+  kernels::RepresentativeKind representative = kernels::RepresentativeKind::kBounds;
 
-  // One layer's K then V, each [kv_heads, block_tokens, head_dim], row-major.
+  // A record of kernels/ops/attention.h: [kv_heads][K|V][block_tokens][head_dim], keys not rotated.
   size_t payload_bytes() const {
     return size_t{2} * kv_heads * block_tokens * head_dim * kernels::SizeOf(dtype);
   }
   kernels::RepresentativeShape representative_shape() const {
-    return kernels::ShapeOf(representative, repr_top_k, q_heads, kv_heads);
+    return kernels::ShapeOf(representative, q_heads, kv_heads);
   }
   // [slots, heads, head_dim] of representative_shape().
   size_t representative_floats() const {

@@ -17,34 +17,40 @@
 namespace infllm::memstore {
 
 struct ContextOptions {
-  std::string tenant;  // at most 256 bytes
+  std::string tenant;  // at most limits::kMaxTenantBytes
   Fingerprint model;
+  // What, beside the model, decides the bytes of its blocks (worker::Recipe): any text, at most
+  // limits::kMaxRecipeBytes. A block of another recipe is never accepted.
+  std::string recipe;
   Geometry geometry;
+  friend bool operator==(const ContextOptions&, const ContextOptions&) = default;
 };
 
-struct SelectRequest {
+struct SelectQuery {
+  ContextId context;
   std::span<const float> query;  // [q_heads, head_dim]: mean of the far-rotated queries
-  int32_t k = 0;
-  // Each KV head takes its own k blocks by the scores of its query heads. For contexts of at most
-  // limits::kMaxSelectingKvHeads KV heads, k times KV heads at most limits::kMaxSelect.
-  bool per_kv_head = false;
-  kernels::Scoring scoring = kernels::Scoring::kMean;
+  int32_t k = 0;                 // at most limits::kMaxSelect
+  // Only blocks below this index take part; published ones beyond are still in the query's window.
+  int64_t end_block = INT64_MAX;
   // Blocks that the caller holds already, ascending: they are returned without payload.
   std::span<const int64_t> have;
-  // Queries of the Select calls of this layer that come next, [n, q_heads, head_dim], at most
-  // limits::kMaxUpcoming: a hint, with which the store may pass over its index once for all.
-  std::span<const float> upcoming;
+};
+// All queries of one layer's step, of any contexts.
+struct SelectRequest {
+  int32_t layer = 0;
+  kernels::Scoring scoring = kernels::Scoring::kMean;
+  std::span<const SelectQuery> queries;  // at most limits::kMaxQueries
 };
 
 struct SelectedBlock {
   int64_t index = 0;
-  float score = 0;        // the largest of those of the KV heads that selected it
-  uint64_t kv_heads = 0;  // bit g: KV head g selected it; all ones if heads select together
-  BlockHandle block;      // empty if the caller said it has it
+  float score = 0;
+  BlockHandle block;  // empty if the caller said it has it
 };
-
+// The answer to one query.
 struct Selection {
-  // Ascending by index. min(k, published) of them; with per_kv_head the union over KV heads.
+  absl::Status status;  // of this query alone; without blocks unless OK
+  // Ascending by index: min(k, published blocks below end_block) of them.
   std::vector<SelectedBlock> blocks;
 };
 
@@ -63,27 +69,29 @@ struct StoreStats {
   int64_t corrupt_blocks = 0;        // payloads that failed their check and were refused
 };
 
-// Thread-safe; calls for different contexts run in parallel. Blocks are dense per layer: 0, 1, ...
-// Errors of every method that takes a context:
+// Thread-safe; calls for different contexts, and for different layers, run in parallel. Blocks are
+// dense per layer: 0, 1, ... Errors of every method that takes a context:
 //   NOT_FOUND         the context does not exist (never created, dropped, or the store restarted)
 //   OUT_OF_RANGE      `layer` is not in [0, geometry.layers)
 //   INVALID_ARGUMENT  a size does not fit the context's geometry
-//   UNAVAILABLE       a remote store does not answer; retry
+//   UNAVAILABLE       a remote store does not answer, although it was tried again
 class MemoryStore {
  public:
   virtual ~MemoryStore() = default;
 
+  // Makes an empty context. Repeating a call is OK.
   //   INVALID_ARGUMENT    names the field that is out of its limits (limits.h)
+  //   ALREADY_EXISTS      the context exists with other options
   //   RESOURCE_EXHAUSTED  too many contexts, or the RAM tier is smaller than one block
-  virtual absl::StatusOr<ContextId> Create(const ContextOptions& options) = 0;
+  virtual absl::Status Create(const ContextId& id, const ContextOptions& options) = 0;
 
-  // Stores `count` consecutive payloads of `layer`, back to back in `payloads`, as blocks
-  // first_block, first_block + 1, ... The bytes are copied. Repeating a call is OK.
+  // Stores payloads of `layer` as blocks first_block, first_block + 1, ... Each is copied once, and
+  // checked on the way. Repeating a call is OK.
   //   ALREADY_EXISTS       a block holds different bytes; a stored block never changes
   //   FAILED_PRECONDITION  first_block leaves a gap, or the context is sealed
   //   RESOURCE_EXHAUSTED   no tier has room; the text says which limit to raise
-  virtual absl::Status Append(ContextId context, int32_t layer, int64_t first_block,
-                              std::span<const std::byte> payloads) = 0;
+  virtual absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
+                              std::span<const std::span<const std::byte>> payloads) = 0;
 
   // Makes stored blocks selectable: representatives [count, slots, heads, head_dim]
   // (Geometry::representative_shape) of blocks first_block, ... They wait for later queries, so
@@ -92,33 +100,36 @@ class MemoryStore {
   //   INVALID_ARGUMENT     a value is not finite, or not in the range of the geometry's dtype, or
   //                        a least key is above the largest
   //   ALREADY_EXISTS       a block has different representatives already, as they are kept
-  virtual absl::Status Publish(ContextId context, int32_t layer, int64_t first_block,
+  virtual absl::Status Publish(const ContextId& context, int32_t layer, int64_t first_block,
                                std::span<const float> representatives) = 0;
 
-  // The k published blocks of `layer` most relevant to the query, exact, and the payloads that the
-  // caller lacks, in one round trip. May read a cold tier.
-  //   INVALID_ARGUMENT    a query is not finite, k is out of its limits, `have` not ascending, too
-  //                       many upcoming queries, or too many KV heads to select for themselves
-  //   DATA_LOSS           a needed block failed its integrity check; it is never returned
-  //   RESOURCE_EXHAUSTED  the payloads do not fit in RAM next to those that handles hold already
-  virtual absl::StatusOr<Selection> Select(ContextId context, int32_t layer,
-                                           const SelectRequest& request) = 0;
+  // For each query the k published blocks most relevant to it, exact, and the payloads that the
+  // caller lacks, in one round trip. May read a cold tier. Queries whose contexts share blocks (a
+  // context and its forks) share the pass over their representatives. An answer does not depend on
+  // the other queries. Errors of a query alone stand in its Selection:
+  //   NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (query not finite, k out of its limits, `have` not
+  //   ascending); DATA_LOSS: a needed block failed its integrity check, it is never returned;
+  //   RESOURCE_EXHAUSTED: the payloads do not fit in RAM next to those that handles hold already
+  // Errors of the whole call: INVALID_ARGUMENT (too many queries), UNAVAILABLE, CANCELLED.
+  virtual absl::StatusOr<std::vector<Selection>> Select(const SelectRequest& request) = 0;
 
   // Payloads of stored blocks, in the order asked.
   //   OUT_OF_RANGE        a block is not stored
   //   DATA_LOSS           a block failed its integrity check
   //   RESOURCE_EXHAUSTED  as for Select
-  virtual absl::StatusOr<std::vector<BlockHandle>> Fetch(ContextId context, int32_t layer,
+  virtual absl::StatusOr<std::vector<BlockHandle>> Fetch(const ContextId& context, int32_t layer,
                                                          std::span<const int64_t> blocks) = 0;
 
   // Ends appending and publishing; a sealed context can be read and forked. Repeating it is OK.
-  virtual absl::Status Seal(ContextId context) = 0;
+  virtual absl::Status Seal(const ContextId& context) = 0;
 
   // A new, unsealed context that shares all stored blocks and representatives and then grows apart.
-  virtual absl::StatusOr<ContextId> Fork(ContextId context) = 0;
+  // Repeating a call is OK, as long as neither has grown.
+  //   ALREADY_EXISTS  `child` exists and is something else
+  virtual absl::Status Fork(const ContextId& parent, const ContextId& child) = 0;
 
   // Forgets the context; payloads go when no fork needs them.
-  virtual absl::Status Drop(ContextId context) = 0;
+  virtual absl::Status Drop(const ContextId& context) = 0;
 
   virtual absl::StatusOr<StoreStats> Stats() = 0;
 };
