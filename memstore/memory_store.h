@@ -4,7 +4,7 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -52,6 +52,14 @@ struct Selection {
   absl::Status status;  // of this query alone; without blocks unless OK
   // Ascending by index: min(k, published blocks below end_block) of them.
   std::vector<SelectedBlock> blocks;
+};
+
+// The published representatives of one layer, where the store keeps them: for a caller in the same
+// process and on the same backend, which then scores them on a stream of its own.
+struct IndexView {
+  std::vector<kernels::RepresentativeChunk> chunks;
+  int64_t blocks = 0;
+  std::shared_ptr<const void> pin;  // keeps the chunks in place; they never change
 };
 
 struct StoreStats {
@@ -112,6 +120,9 @@ class MemoryStore {
   //   RESOURCE_EXHAUSTED: the payloads do not fit in RAM next to those that handles hold already
   // Errors of the whole call: INVALID_ARGUMENT (too many queries), UNAVAILABLE, CANCELLED.
   virtual absl::StatusOr<std::vector<Selection>> Select(const SelectRequest& request) = 0;
+
+  //   UNIMPLEMENTED  the store is not in this process: Select
+  virtual absl::StatusOr<IndexView> View(const ContextId& context, int32_t layer) = 0;
 
   // Payloads of stored blocks, in the order asked.
   //   OUT_OF_RANGE        a block is not stored
