@@ -1,64 +1,421 @@
 #include "worker/attention/attention_policy.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
-#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
-#include "worker/attention/policies.h"
-#include "worker/attention/rope.h"
+#include "worker/attention/mean_key.h"
+#include "worker/attention/publisher.h"
+#include "worker/attention/retriever.h"
 
 namespace infllm::worker {
 namespace {
 
-class Policy final : public AttentionPolicy {
- public:
-  explicit Policy(PolicyContext context) : context_(std::move(context)) {}
-  absl::StatusOr<std::unique_ptr<AttentionState>> NewState() override {
-    return context_.options.policy == PolicyKind::kInfLlm ? NewInfLlmState(context_)
-                                                          : NewWindowedState(context_);
+using kernels::AttentionSpan;
+using kernels::PageEntry;
+
+// Tokens of a page where no memory block asks for another size.
+constexpr int64_t kPageTokens = 128;
+// Beyond any position, yet safe to add to one.
+constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max() / 4;
+// Of policies that select nothing: far more than a step has.
+constexpr int64_t kMostPartTokens = int64_t{1} << 24;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& arena) {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      what, " need ", pages * arena.page_bytes(), " bytes of KV memory, but only ",
+      arena.free_pages() * arena.page_bytes(), " of ", arena.pages() * arena.page_bytes(),
+      " are free: raise --kv-bytes, or read fewer sequences at a time"));
+}
+
+// All that a sequence selects in one step must have left its window before the step, and where
+// cached blocks are copies it must fit the cache; with mean-key a block's representative depends on
+// every exec block before.
+int64_t MaxPartTokens(const AttentionOptions& options, bool in_place) {
+  if (options.policy != PolicyKind::kInfLlm) {
+    return std::max<int64_t>(kMostPartTokens / options.exec_block, 1) * options.exec_block;
   }
-  const AttentionOptions& options() const override { return context_.options; }
-
- private:
-  const PolicyContext context_;
-};
-
-// Far keys of infllm and lm-infinite are un-rotated, so a query at this position sees them at this
-// distance. Those of streaming-llm keep the rotation of their place in the cache, 0..n_init-1, and
-// the query stands at the cache's end.
-int64_t FarQueryPosition(const AttentionOptions& options) {
-  return options.policy == PolicyKind::kStreamingLlm ? options.n_local + options.n_init - 1
-                                                     : options.n_local - 1;
+  if (UsesMass(options)) return options.exec_block;
+  int64_t exec_blocks = options.n_local / options.exec_block + 1;
+  if (!in_place && options.top_k > 0) {
+    exec_blocks = std::min(exec_blocks, std::max<int64_t>(options.cache_blocks / options.top_k, 1));
+  }
+  return exec_blocks * options.exec_block;
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<AttentionPolicy>> NewAttentionPolicy(
-    const ModelConfig& model, const AttentionOptions& options, kernels::DType kv_dtype,
-    const memstore::Fingerprint& fingerprint, kernels::Backend& backend,
-    memstore::MemoryStore* store) {
+WindowRules WindowRules::Of(const ModelConfig& model, const AttentionOptions& options) {
+  switch (options.policy) {
+    case PolicyKind::kFull:
+      return {.window = model.sliding_window.value_or(kUnbounded), .page_tokens = kPageTokens};
+    case PolicyKind::kStreamingLlm:
+      // Sinks keep the rotation of their place in the cache, and the query stands at its end.
+      return {.window = options.n_local,
+              .sink_tokens = options.n_init,
+              .page_tokens = kPageTokens,
+              .far_query_position = options.n_local + options.n_init - 1};
+    case PolicyKind::kLmInfinite:
+    case PolicyKind::kInfLlm:
+      // Far keys are un-rotated, so a query at this position sees them at this distance.
+      return {
+          .window = options.n_local,
+          .sink_tokens = options.n_init,
+          .page_tokens = options.policy == PolicyKind::kInfLlm ? options.block_tokens : kPageTokens,
+          .raw_keys = true,
+          .far_query_position = options.n_local - 1};
+  }
+  return {};
+}
+
+absl::StatusOr<std::unique_ptr<AttentionPolicy>> AttentionPolicy::New(
+    const ModelConfig& model, const AttentionOptions& options, const Environment& environment) {
   INFLLM_RETURN_IF_ERROR(options.Validate(model));
-  if (options.policy == PolicyKind::kInfLlm && store == nullptr) {
+  if (options.policy == PolicyKind::kInfLlm && environment.store == nullptr) {
     return absl::InvalidArgumentError("policy infllm needs a memory store");
   }
-  PolicyContext context{.model = model,
-                        .options = options,
-                        .kv_dtype = kv_dtype,
-                        .fingerprint = fingerprint,
-                        .backend = &backend,
-                        .store = store,
-                        .rope = Rope(model, options),
-                        .scale = 1.0f / std::sqrt(static_cast<float>(model.head_dim)),
-                        .far_angle = {}};
-  if (options.policy != PolicyKind::kFull) {
-    std::vector<float> row(static_cast<size_t>(model.head_dim));
-    context.rope.Fill(FarQueryPosition(options), row);
-    INFLLM_ASSIGN_OR_RETURN(context.far_angle, backend.Allocate(row.size() * sizeof(float)));
-    INFLLM_RETURN_IF_ERROR(
-        backend.Upload(context.far_angle.data(), row.data(), row.size() * sizeof(float)));
+  const WindowRules rules = WindowRules::Of(model, options);
+  const kernels::PageShape page{.kv_heads = model.kv_heads,
+                                .head_dim = model.head_dim,
+                                .page_tokens = rules.page_tokens,
+                                .dtype = environment.kv_dtype,
+                                .rotated_behind = rules.raw_keys};
+  // Every page with its mass, if it has one.
+  const int64_t mass_bytes =
+      UsesMass(options) ? model.q_heads * rules.page_tokens * int64_t{sizeof(float)} : 0;
+  const int64_t kv_bytes = static_cast<int64_t>(
+      static_cast<double>(environment.kv_bytes) * static_cast<double>(page.page_bytes()) /
+      static_cast<double>(page.page_bytes() + mass_bytes));
+  INFLLM_ASSIGN_OR_RETURN(PageArena arena, PageArena::New(*environment.backend, page.page_bytes(),
+                                                          model.layers, kv_bytes));
+  std::unique_ptr<AttentionPolicy> policy(
+      new AttentionPolicy(model, options, environment, rules, page, std::move(arena)));
+  if (mass_bytes > 0) {
+    INFLLM_ASSIGN_OR_RETURN(PageArena mass,
+                            PageArena::New(*environment.backend, mass_bytes, model.layers,
+                                           environment.kv_bytes - kv_bytes));
+    policy->mass_arena_ = std::make_unique<PageArena>(std::move(mass));
   }
-  return std::make_unique<Policy>(std::move(context));
+  INFLLM_RETURN_IF_ERROR(policy->Prepare());
+  return policy;
+}
+
+AttentionPolicy::AttentionPolicy(const ModelConfig& model, const AttentionOptions& options,
+                                 const Environment& environment, const WindowRules& rules,
+                                 const kernels::PageShape& page, PageArena arena)
+    : model_(model),
+      options_(options),
+      environment_(environment),
+      rules_(rules),
+      page_(page),
+      rope_(model, options),
+      backend_(*environment.backend),
+      stream_(environment.stream),
+      arena_(std::move(arena)),
+      max_part_tokens_(MaxPartTokens(options, backend_.host_accessible())),
+      plan_(backend_) {
+  if (options.policy != PolicyKind::kInfLlm) return;
+  retriever_ = std::make_unique<Retriever>(model_, options_, page_, backend_, stream_,
+                                           *environment.store, arena_);
+  publisher_ = std::make_unique<Publisher>(model_, options_, page_, backend_, stream_,
+                                           *environment.pool, arena_);
+}
+
+AttentionPolicy::~AttentionPolicy() = default;
+
+absl::Status AttentionPolicy::Prepare() {
+  if (rules_.far_query_position < 0) return absl::OkStatus();
+  std::vector<float> row(static_cast<size_t>(model_.head_dim));
+  rope_.Fill(rules_.far_query_position, row);
+  const size_t bytes = row.size() * sizeof(float);
+  INFLLM_ASSIGN_OR_RETURN(far_angle_, backend_.Allocate(bytes));
+  INFLLM_RETURN_IF_ERROR(backend_.Copy(stream_, far_angle_.data(), row.data(), bytes));
+  return backend_.Synchronize(stream_);
+}
+
+int64_t AttentionPolicy::PagesPerSequence(int64_t tokens) const {
+  const int64_t sinks = std::min(tokens, rules_.sink_tokens);
+  const int64_t slots =
+      retriever_ != nullptr && !backend_.host_accessible() ? options_.cache_blocks : 0;
+  // The window, what a step adds to it, and two pages that are neither full nor empty.
+  const int64_t most =
+      rules_.window >= kUnbounded
+          ? tokens - sinks
+          : rules_.window + std::max<int64_t>(options_.exec_block, 512) + 2 * rules_.page_tokens;
+  return CeilDiv(sinks, rules_.page_tokens) +
+         CeilDiv(std::min(tokens - sinks, most), rules_.page_tokens) + slots;
+}
+
+absl::StatusOr<std::vector<PageNumber>> AttentionPolicy::TakeCacheSlots() {
+  std::vector<PageNumber> slots;
+  if (backend_.host_accessible()) return slots;
+  if (arena_.free_pages() < options_.cache_blocks) {
+    return NoRoom("the cached blocks of a sequence", options_.cache_blocks, arena_);
+  }
+  for (int64_t i = 0; i < options_.cache_blocks; ++i) slots.push_back(arena_.Take());
+  return slots;
+}
+
+absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::NewState() {
+  auto state = std::make_unique<AttentionState>(
+      AttentionState{.window = KvWindow(arena_, rules_.sink_tokens, rules_.page_tokens)});
+  if (retriever_ == nullptr) return state;
+  INFLLM_ASSIGN_OR_RETURN(std::vector<PageNumber> slots, TakeCacheSlots());
+  const memstore::ContextId id = memstore::NewContextId();
+  state->far = std::make_unique<FarMemory>(*environment_.store, id, arena_);
+  state->far->cache_pages = slots;
+  state->far->mass_arena = mass_arena_.get();
+  for (int64_t i = 0; i < model_.layers; ++i) {
+    state->far->layers.push_back({.cache = BlockCache({.capacity_blocks = options_.cache_blocks,
+                                                       .policy = options_.cache_policy,
+                                                       .decay = options_.score_decay},
+                                                      slots),
+                                  .view = {}});
+  }
+  INFLLM_RETURN_IF_ERROR(environment_.store->Create(
+      id, {.tenant = "",
+           .model = environment_.fingerprint,
+           .recipe = Recipe(options_),
+           .geometry = {.layers = static_cast<int32_t>(model_.layers),
+                        .q_heads = static_cast<int32_t>(model_.q_heads),
+                        .kv_heads = static_cast<int32_t>(model_.kv_heads),
+                        .head_dim = static_cast<int32_t>(model_.head_dim),
+                        .block_tokens = static_cast<int32_t>(options_.block_tokens),
+                        .dtype = environment_.kv_dtype,
+                        .representative = options_.representative}}));
+  return state;
+}
+
+absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Fork(const AttentionState& state) {
+  const int64_t pages = state.window.PagesForFork();
+  if (arena_.free_pages() < pages) return NoRoom("the unfinished pages of a fork", pages, arena_);
+  INFLLM_ASSIGN_OR_RETURN(KvWindow window, state.window.Fork(backend_, stream_));
+  auto fork = std::make_unique<AttentionState>(AttentionState{.window = std::move(window)});
+  if (state.far == nullptr) return fork;
+  const FarMemory& parent = *state.far;
+  if (mass_arena_ != nullptr &&
+      mass_arena_->free_pages() < static_cast<int64_t>(parent.mass_pages.size())) {
+    return NoRoom("the scores of a fork's window", static_cast<int64_t>(parent.mass_pages.size()),
+                  *mass_arena_);
+  }
+  INFLLM_ASSIGN_OR_RETURN(std::vector<PageNumber> slots, TakeCacheSlots());
+  const memstore::ContextId id = memstore::NewContextId();
+  fork->far = std::make_unique<FarMemory>(*environment_.store, id, arena_);
+  FarMemory& far = *fork->far;
+  far.cache_pages = slots;
+  far.stored_blocks = parent.stored_blocks;
+  far.published_blocks = parent.published_blocks;
+  far.mass_arena = mass_arena_.get();
+  for (const FarMemory::Layer& layer : parent.layers) {
+    far.layers.push_back({.cache = layer.cache.Fork(slots), .view = layer.view});
+  }
+  if (mass_arena_ != nullptr) INFLLM_RETURN_IF_ERROR(ForkMass(parent, far, backend_, stream_));
+  INFLLM_RETURN_IF_ERROR(environment_.store->Fork(parent.context, id));
+  return fork;
+}
+
+AttentionStats AttentionPolicy::StatsOf(const AttentionState& state) const {
+  AttentionStats stats = state.stats;
+  stats.device_bytes = state.window.held_pages() * arena_.page_bytes();
+  if (state.far == nullptr) return stats;
+  stats.blocks = SelectableBlocks(options_, state.window.tokens());
+  stats.device_bytes += static_cast<int64_t>(state.far->cache_pages.size()) * arena_.page_bytes();
+  for (const FarMemory::Layer& layer : state.far->layers) {
+    stats.device_bytes += layer.cache.size_bytes();
+  }
+  return stats;
+}
+
+absl::Status AttentionPolicy::Admit(StepPart& part) {
+  if (part.tokens > max_part_tokens_) {
+    return absl::InvalidArgumentError(absl::StrCat("a step takes at most ", max_part_tokens_,
+                                                   " tokens of a sequence, not ", part.tokens));
+  }
+  KvWindow& window = part.state->window;
+  if (const int64_t pages = window.PagesFor(part.tokens); pages > arena_.free_pages()) {
+    return NoRoom(absl::StrCat("the next ", part.tokens, " tokens"), pages, arena_);
+  }
+  if (mass_arena_ == nullptr) {
+    window.Append(part.tokens);
+    return absl::OkStatus();
+  }
+  const int64_t masses = MassPagesFor(*part.state, part.tokens, rules_.page_tokens);
+  if (masses > mass_arena_->free_pages()) {
+    return NoRoom(absl::StrCat("the scores of the next ", part.tokens, " tokens"), masses,
+                  *mass_arena_);
+  }
+  window.Append(part.tokens);
+  return GrowMass(*part.state, rules_.page_tokens, model_.layers,
+                  model_.q_heads * rules_.page_tokens * int64_t{sizeof(float)}, backend_, stream_);
+}
+
+absl::Status AttentionPolicy::Plan(std::span<StepPart> parts) {
+  plan_.scratch.Reset();
+  plan_.parts = parts;
+  plan_.blocks.clear();
+  plan_.rows = 0;
+  for (StepPart& part : parts) {
+    part.first_row = plan_.rows;
+    const int64_t begin = part.state->window.tokens();
+    part.status = Admit(part);
+    if (!part.status.ok()) {
+      part.tokens = 0;
+      continue;
+    }
+    for (int64_t done = 0; done < part.tokens; done += options_.exec_block) {
+      plan_.blocks.push_back(
+          {.part = &part,
+           .first_row = plan_.rows + done,
+           .rows = std::min(options_.exec_block, part.tokens - done),
+           .position = begin + done,
+           .end_block = retriever_ == nullptr ? 0 : SelectableBlocks(options_, begin + done)});
+    }
+    plan_.rows += part.tokens;
+  }
+  const size_t q_bytes =
+      static_cast<size_t>(plan_.rows * model_.q_heads * model_.head_dim) * sizeof(float);
+  INFLLM_RETURN_IF_ERROR(Reserve(backend_, q_bytes, q_near_));
+  if (rules_.far_query_position >= 0) INFLLM_RETURN_IF_ERROR(Reserve(backend_, q_bytes, q_far_));
+  INFLLM_RETURN_IF_ERROR(PlanRows());
+  if (retriever_ != nullptr) retriever_->Begin();
+  return PlanSpans();
+}
+
+// Where each row's keys and values go, and its angles.
+absl::Status AttentionPolicy::PlanRows() {
+  const auto rows = static_cast<size_t>(plan_.rows);
+  INFLLM_ASSIGN_OR_RETURN(plan_.pages, plan_.scratch.Get<std::byte*>(rows));
+  INFLLM_ASSIGN_OR_RETURN(plan_.slots, plan_.scratch.Get<int32_t>(rows));
+  INFLLM_ASSIGN_OR_RETURN(plan_.angles,
+                          plan_.scratch.Get<float>(rows * static_cast<size_t>(model_.head_dim)));
+  for (const ExecBlock& block : plan_.blocks) {
+    for (int64_t i = 0; i < block.rows; ++i) {
+      const KvWindow::Place place = block.part->state->window.Find(block.position + i);
+      plan_.pages[block.first_row + i] = place.page;
+      plan_.slots[block.first_row + i] = place.slot;
+    }
+    rope_.Fill(block.position, {plan_.angles + block.first_row * model_.head_dim,
+                                static_cast<size_t>(block.rows * model_.head_dim)});
+  }
+  return absl::OkStatus();
+}
+
+// The page tables of all exec blocks.
+absl::Status AttentionPolicy::PlanSpans() {
+  near_.clear();
+  far_.clear();
+  near_mass_.clear();
+  near_begins_.clear();
+  far_begins_.clear();
+  for (const ExecBlock& block : plan_.blocks) {
+    const KvWindow& window = block.part->state->window;
+    const int64_t end = block.position + block.rows;
+    near_begins_.push_back(near_.size());
+    far_begins_.push_back(far_.size());
+    window.AddEntries(block.position - rules_.window + 1, end, near_);
+    if (mass_arena_ != nullptr) {
+      AddMassPointers(*block.part->state, rules_.page_tokens,
+                      std::span(near_).subspan(near_begins_.back()), near_mass_);
+    }
+    if (rules_.far_query_position < 0) continue;
+    // Tokens that the last query no longer has in its window: sinks, and what is not yet a block.
+    const int64_t far_end = end - rules_.window;
+    window.AddEntries(0, std::min(far_end, rules_.sink_tokens), far_);
+    if (retriever_ != nullptr) window.AddEntries(window.page_begin(block.end_block), far_end, far_);
+  }
+  near_begins_.push_back(near_.size());
+  far_begins_.push_back(far_.size());
+
+  INFLLM_ASSIGN_OR_RETURN(const PageEntry* const near, plan_.scratch.Put(near_));
+  INFLLM_ASSIGN_OR_RETURN(const PageEntry* const far, plan_.scratch.Put(far_));
+  INFLLM_ASSIGN_OR_RETURN(float* const* const near_mass, plan_.scratch.Put(near_mass_));
+  INFLLM_ASSIGN_OR_RETURN(plan_.spans, plan_.scratch.Get<AttentionSpan>(plan_.blocks.size()));
+  for (size_t i = 0; i < plan_.blocks.size(); ++i) {
+    const ExecBlock& block = plan_.blocks[i];
+    plan_.spans[i] = {.first_row = block.first_row,
+                      .rows = block.rows,
+                      .first_position = block.position,
+                      .near = near + near_begins_[i],
+                      .near_pages = static_cast<int64_t>(near_begins_[i + 1] - near_begins_[i]),
+                      .far = far + far_begins_[i],
+                      .far_pages = static_cast<int64_t>(far_begins_[i + 1] - far_begins_[i])};
+    if (mass_arena_ != nullptr) plan_.spans[i].near_mass = near_mass + near_begins_[i];
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AttentionPolicy::Attend(int64_t layer, const float* qkv, float* out) {
+  const bool far = rules_.far_query_position >= 0;
+  INFLLM_RETURN_IF_ERROR(
+      backend_.RotateAndStore(stream_, {.qkv = qkv,
+                                        .angles = plan_.angles,
+                                        .far_angle = far ? far_angle_.as<float>() : nullptr,
+                                        .q_near = q_near_.data(),
+                                        .q_far = far ? q_far_.data() : nullptr,
+                                        .pages = plan_.pages,
+                                        .slots = plan_.slots,
+                                        .layer_offset = arena_.layer_offset(layer),
+                                        .rows = plan_.rows,
+                                        .q_heads = model_.q_heads,
+                                        .page = page_}));
+  if (retriever_ != nullptr) {
+    // Spans of their own for each layer: attention of the layer before may not have read its own.
+    const AttentionSpan* const spans = plan_.spans;
+    INFLLM_ASSIGN_OR_RETURN(plan_.spans, plan_.scratch.Get<AttentionSpan>(plan_.blocks.size()));
+    std::copy_n(spans, plan_.blocks.size(), plan_.spans);
+    INFLLM_RETURN_IF_ERROR(retriever_->Retrieve(plan_, layer, q_far_.as<float>()));
+  }
+  INFLLM_RETURN_IF_ERROR(backend_.Attention(
+      stream_, {.q_near = q_near_.data(),
+                .q_far = far ? q_far_.data() : nullptr,
+                .out = out,
+                .spans = plan_.spans,
+                .span_count = static_cast<int64_t>(plan_.blocks.size()),
+                .layer_offset = arena_.layer_offset(layer),
+                .mass_layer_offset = mass_arena_ == nullptr ? 0 : mass_arena_->layer_offset(layer),
+                .q_heads = model_.q_heads,
+                .page = page_,
+                .window = rules_.window,
+                .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
+                .block_bias = static_cast<float>(options_.far_bias),
+                .far_rotated = !rules_.raw_keys,
+                .far_unmasked = options_.compat_reference}));
+  return retriever_ == nullptr ? absl::OkStatus() : retriever_->Attended(layer);
+}
+
+absl::Status AttentionPolicy::EnqueueEnd() {
+  return publisher_ == nullptr ? absl::OkStatus() : publisher_->Enqueue(plan_);
+}
+
+bool AttentionPolicy::may_redo() const { return retriever_ != nullptr && retriever_->optimistic(); }
+int64_t AttentionPolicy::FirstMissedLayer() const {
+  return retriever_ == nullptr ? -1 : retriever_->FirstMissedLayer();
+}
+void AttentionPolicy::RedoFrom(int64_t layer) { retriever_->BeWaiting(layer); }
+
+void AttentionPolicy::End() {
+  if (retriever_ != nullptr) {
+    retriever_->End();
+    publisher_->Publish();
+  }
+  for (StepPart& part : plan_.parts) {
+    if (!part.status.ok() || part.tokens == 0) continue;
+    KvWindow& window = part.state->window;
+    if (retriever_ == nullptr) {
+      // The next query sees no further back than tokens - window + 1.
+      const int64_t dead = window.tokens() - rules_.window + 1 - rules_.sink_tokens;
+      if (dead > 0) window.DropPagesBefore(dead / rules_.page_tokens);
+      continue;
+    }
+    const int64_t end = SelectableBlocks(options_, window.tokens());
+    window.DropPagesBefore(end);
+    if (mass_arena_ != nullptr) DropMassBefore(*part.state->far, end);
+  }
 }
 
 }  // namespace infllm::worker

@@ -1,96 +1,133 @@
 // Which keys a query sees, and at what positions: the seam between the decoder and its memory.
+//
+// A step takes many sequences. It is planned once, on the host: pages for the new tokens, page
+// tables, positions, exec blocks. Then each layer only enqueues: rotate and store, select, attend.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
-#include <string_view>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/core/thread_pool.h"
 #include "memstore/memory_store.h"
 #include "worker/attention/attention_options.h"
+#include "worker/attention/page_arena.h"
+#include "worker/attention/rope.h"
+#include "worker/attention/step_plan.h"
 #include "worker/model/model_config.h"
 
 namespace infllm::worker {
 
-// Rows of a rope table for consecutive positions, in device memory. See RopeRows().
-struct RopeTable {
-  kernels::Buffer rows;  // [tokens, head_dim]
-  uint64_t rope_id = 0;
-  int64_t first_position = 0;
-  int64_t tokens = 0;
+class Publisher;
+class Retriever;
+
+// How a policy's window works: all that full attention, streaming-llm and lm-infinite differ in.
+// infllm has the rules of lm-infinite, and a retriever and a publisher besides.
+struct WindowRules {
+  int64_t window = 0;       // tokens at their true distance, the query included
+  int64_t sink_tokens = 0;  // from the start, which stay
+  int64_t page_tokens = 0;
+  bool raw_keys = false;  // pages keep un-rotated keys too: of sinks and of memory blocks
+  // The one position of queries towards far keys; -1: there are no far keys.
+  int64_t far_query_position = -1;
+  static WindowRules Of(const ModelConfig& model, const AttentionOptions& options);
 };
 
-// Device buffers that a forward pass reuses from layer to layer. Grows, never shrinks. One forward
-// pass at a time.
-struct AttentionScratch {
-  kernels::Buffer q_near;  // [tokens, q_heads, head_dim]
-  kernels::Buffer q_far;   // [tokens, q_heads, head_dim]
-  kernels::Buffer k_near;  // [tokens, kv_heads, head_dim]
-  RopeTable rope;          // of the pass's tokens
-  // Of FarPositions::kSequential: keys of sinks and blocks where they stand for the exec block.
-  kernels::Buffer far_keys;
-  RopeTable far_rope;
-};
-
-// The projections of consecutive tokens of one layer, before any rotation. Device memory.
-struct AttentionInput {
-  int64_t layer = 0;
-  int64_t first_position = 0;  // must be the number of tokens this layer has seen
-  int64_t tokens = 0;
-  const float* q = nullptr;  // [tokens, q_heads, head_dim]
-  const float* k = nullptr;  // [tokens, kv_heads, head_dim]
-  const float* v = nullptr;  // [tokens, kv_heads, head_dim]
-  float* out = nullptr;      // [tokens, q_heads, head_dim]
-};
-
-// Sums over all layers since the state was made; a fork starts from zero.
-struct AttentionStats {
-  int64_t blocks = 0;        // memory blocks of one layer, selectable now
-  int64_t selections = 0;    // retrievals (exec blocks x layers)
-  int64_t cache_hits = 0;    // selected blocks that were in the block cache
-  int64_t cache_misses = 0;  // selected blocks that came from the memory store
-  int64_t device_bytes = 0;  // window, sinks, remainder and cached blocks now
-};
-
-// Told of each retrieval: the layer, the position of the exec block's first query, the blocks.
-using SelectionObserver = std::function<void(int64_t layer, int64_t first_position,
-                                             std::span<const memstore::SelectedBlock> blocks)>;
-
-// One context: the keys and values of every layer, as far as its policy keeps them.
-// Not thread-safe. Must not outlive its policy.
-class AttentionState {
- public:
-  virtual ~AttentionState() = default;
-
-  // Appends the tokens to a layer and attends. Splits them into exec blocks from the first token
-  // on, so a caller that cuts a text into chunks of a multiple of exec_block gets the same result.
-  // Errors are those of the backend and of the memory store; the state is then unusable.
-  virtual absl::Status Attend(const AttentionInput& input, AttentionScratch& scratch) = 0;
-
-  // A state that continues from here independently. Cheap: full pages and stored blocks are shared.
-  virtual absl::StatusOr<std::unique_ptr<AttentionState>> Fork() = 0;
-
-  virtual AttentionStats stats() const = 0;
-  virtual void set_observer(SelectionObserver observer) = 0;
-};
-
-// Makes the states of one model under one set of options. Immutable, thread-safe.
+// Makes the states of one model under one set of options, and attends for them. One step at a time:
+// not thread-safe. States must not outlive it.
 class AttentionPolicy {
  public:
-  virtual ~AttentionPolicy() = default;
-  virtual absl::StatusOr<std::unique_ptr<AttentionState>> NewState() = 0;
-  virtual const AttentionOptions& options() const = 0;
-};
+  struct Environment {
+    kernels::Backend* backend = nullptr;     // outlives the policy
+    kernels::ThreadPool* pool = nullptr;     // likewise; blocks are stored in parallel
+    memstore::MemoryStore* store = nullptr;  // likewise; kInfLlm only, may be null for the others
+    kernels::Stream stream = kernels::Backend::kMainStream;
+    kernels::DType kv_dtype = kernels::DType::kF32;
+    memstore::Fingerprint fingerprint;
+    int64_t kv_bytes = 0;  // of pages, in device memory
+  };
+  //   INVALID_ARGUMENT    options that do not fit the model
+  //   RESOURCE_EXHAUSTED  the device has no room for kv_bytes, or they hold no page
+  static absl::StatusOr<std::unique_ptr<AttentionPolicy>> New(const ModelConfig& model,
+                                                              const AttentionOptions& options,
+                                                              const Environment& environment);
+  ~AttentionPolicy();
 
-// `backend` and `store` must outlive the policy. `kv_dtype` is that of stored keys and values.
-// `store` is used by kInfLlm only and may be null for the others.
-absl::StatusOr<std::unique_ptr<AttentionPolicy>> NewAttentionPolicy(
-    const ModelConfig& model, const AttentionOptions& options, kernels::DType kv_dtype,
-    const memstore::Fingerprint& fingerprint, kernels::Backend& backend,
-    memstore::MemoryStore* store);
+  const AttentionOptions& options() const { return options_; }
+  const PageArena& arena() const { return arena_; }
+  // Most tokens of one sequence that a step may take; a multiple of exec_block. All that they
+  // select has left the window before the step begins.
+  int64_t max_part_tokens() const { return max_part_tokens_; }
+  // Pages that a sequence holds at most between steps; of kFull those of `tokens` tokens.
+  int64_t PagesPerSequence(int64_t tokens) const;
+
+  // RESOURCE_EXHAUSTED says need and limit; and the errors of MemoryStore::Create.
+  absl::StatusOr<std::unique_ptr<AttentionState>> NewState();
+  // A state that goes on from here independently. Full pages and stored blocks are shared.
+  absl::StatusOr<std::unique_ptr<AttentionState>> Fork(const AttentionState& state);
+  AttentionStats StatsOf(const AttentionState& state) const;
+
+  // Begins a step: takes in each part, or refuses it (RESOURCE_EXHAUSTED with need and limit,
+  // INVALID_ARGUMENT: more than max_part_tokens). A part is split into exec blocks from its first
+  // token on, so a caller that cuts a text at multiples of exec_block gets the same result.
+  // `parts` must live until End.
+  absl::Status Plan(std::span<StepPart> parts);
+  // Rows of the step. Those of parts that have failed since Plan stay, and compute nothing of use.
+  int64_t rows() const { return plan_.rows; }
+
+  // Enqueues the attention of a layer. qkv: [rows, (q_heads + 2 kv_heads) * head_dim]: Q, then K,
+  // then V, not rotated; out: [rows, q_heads, head_dim]; f32, device memory.
+  // `infllm` may wait once; see Retriever.
+  absl::Status Attend(int64_t layer, const float* qkv, float* out);
+  // Enqueues what the end of the step needs of the device.
+  absl::Status EnqueueEnd();
+
+  // Whether this step may have to be done again from some layer on: keep what the layers start
+  // from.
+  bool may_redo() const;
+  // Once the stream has been waited for: the first layer whose selection was not at hand, or -1. If
+  // there is one, it and all later ones must be done again: RedoFrom, Attend each, EnqueueEnd.
+  int64_t FirstMissedLayer() const;
+  void RedoFrom(int64_t layer);
+
+  // Ends the step: blocks go to the store, pages that no later query sees are given back.
+  void End();
+
+ private:
+  AttentionPolicy(const ModelConfig& model, const AttentionOptions& options,
+                  const Environment& environment, const WindowRules& rules,
+                  const kernels::PageShape& page, PageArena arena);
+  absl::Status Prepare();
+  absl::Status Admit(StepPart& part);
+  absl::Status PlanRows();
+  absl::Status PlanSpans();
+  absl::StatusOr<std::vector<PageNumber>> TakeCacheSlots();
+
+  const ModelConfig model_;
+  const AttentionOptions options_;
+  const Environment environment_;
+  const WindowRules rules_;
+  const kernels::PageShape page_;
+  const Rope rope_;
+  kernels::Backend& backend_;
+  const kernels::Stream stream_;
+  PageArena arena_;
+  std::unique_ptr<PageArena> mass_arena_;  // of mean-key
+  int64_t max_part_tokens_ = 0;
+  kernels::Buffer far_angle_;  // [head_dim]
+  std::unique_ptr<Retriever> retriever_;
+  std::unique_ptr<Publisher> publisher_;
+
+  StepPlan plan_;
+  kernels::Buffer q_near_, q_far_;  // [rows, q_heads, head_dim]
+  // Of the step being planned, reused.
+  std::vector<kernels::PageEntry> near_, far_;
+  std::vector<float*> near_mass_;
+  std::vector<size_t> near_begins_, far_begins_;
+};
 
 }  // namespace infllm::worker

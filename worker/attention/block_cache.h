@@ -1,63 +1,73 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "kernels/backend.h"
 #include "memstore/memory_store.h"
 #include "worker/attention/attention_options.h"
+#include "worker/attention/page_arena.h"
 
 namespace infllm::worker {
 
-// The retrieved blocks that one layer of one context keeps on its device, so that a block selected
-// again is not fetched again. On a host-accessible device a cached block is a pin on the store's
-// own bytes, elsewhere a copy. Not thread-safe.
+// The retrieved blocks that one layer of one sequence keeps at hand, so that a block selected again
+// is not fetched again. Where the device reads host memory in place a cached block is a pin on the
+// store's own bytes; elsewhere a copy in a page of the sequence. Not thread-safe.
 class BlockCache {
  public:
   struct Options {
-    int64_t capacity_blocks = 0;  // at least the size of any selection
+    int64_t capacity_blocks = 0;
     CachePolicy policy = CachePolicy::kLru;
-    double decay = 0;  // of kLruS, per step
+    double decay = 0;  // of kLruS, per exec block
   };
-  // `backend` must outlive the object.
-  BlockCache(kernels::Backend& backend, const Options& options)
-      : backend_(&backend), options_(options) {}
+  // `slots`: pages for copies, capacity_blocks of them; none where blocks are read in place.
+  BlockCache(const Options& options, std::vector<PageNumber> slots)
+      : options_(options), free_slots_(std::move(slots)) {}
 
-  // Indices of the cached blocks, ascending: SelectRequest::have.
+  // Of the cached blocks, ascending: SelectQuery::have, LookUpItem::cached.
   std::span<const int64_t> indices() const { return indices_; }
+  // Their records, parallel to indices().
+  std::span<const std::byte* const> records() const { return records_; }
 
-  // Takes in a selection whose uncached blocks carry payloads, evicting by policy but never a
-  // selected block. Sets records[i] to the device bytes of selection.blocks[i]; they stay valid
-  // until the next Admit.
-  absl::Status Admit(const memstore::Selection& selection, std::vector<const std::byte*>& records);
+  // Makes room for the blocks of a selection that are not cached, by policy. No selected block is
+  // evicted: a selection that is larger than the capacity makes the cache exceed it meanwhile.
+  // REQUIRES: `selected` is ascending.
+  void Evict(std::span<const int64_t> selected);
+  // A page for a copy of the next block to be inserted; -1 where blocks are read in place.
+  PageNumber TakeSlot();
+  // REQUIRES: not cached, Evict has made room.
+  void Insert(int64_t index, PageNumber slot, const std::byte* record, memstore::BlockHandle pin);
+  // The cached record, or null.
+  const std::byte* Find(int64_t index) const;
 
-  // Ends a step of kLruS: s <- s * decay, and selected blocks add the attention probability they
-  // drew (paper sec. 3.2). `mass` is parallel to the last Admit's selection.
-  void Score(const memstore::Selection& selection, std::span<const float> mass);
+  // Ends the retrieval of an exec block: its blocks are the most recently used.
+  void Touch(std::span<const int64_t> selected);
+  // Ends a step of kLruS: s <- s * decay, and selected blocks add the attention probability that
+  // they drew (paper sec. 3.2). `mass` is parallel to `selected`.
+  void Score(std::span<const int64_t> selected, std::span<const float> mass);
 
-  // The same content, pins shared. Copies on a device are not: such a cache starts empty.
-  BlockCache Fork() const;
+  // The same content, pins shared. Copies in pages are not: such a cache starts empty.
+  BlockCache Fork(std::vector<PageNumber> slots) const;
 
   int64_t size_bytes() const;
 
  private:
   struct Entry {
     memstore::BlockHandle pin;
-    kernels::Buffer copy;
+    PageNumber slot = -1;
     double score = 0;  // kLru: the step of the last selection; kLruS: decayed mass
-    const std::byte* data() const {
-      return copy.data() != nullptr ? copy.data() : pin.payload().data();
-    }
   };
-  void Evict(const memstore::Selection& selection);
+  size_t PlaceOf(int64_t index) const;
 
-  kernels::Backend* backend_;
   Options options_;
+  std::vector<PageNumber> free_slots_;
   int64_t step_ = 0;
-  std::vector<int64_t> indices_;  // ascending
-  std::vector<Entry> entries_;    // parallel to indices_
+  std::vector<int64_t> indices_;                    // ascending
+  std::vector<const std::byte*> records_;           // parallel to indices_
+  std::vector<Entry> entries_;                      // parallel to indices_
+  std::vector<std::pair<double, size_t>> victims_;  // scratch of Evict
 };
 
 }  // namespace infllm::worker

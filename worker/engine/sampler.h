@@ -2,13 +2,12 @@
 
 #include <cstdint>
 #include <random>
-#include <span>
-#include <vector>
 
 #include "absl/status/status.h"
 
 namespace infllm::worker {
 
+// How a token is chosen from logits; kernels/ops/sample.h says exactly.
 struct SamplingOptions {
   double temperature = 0;  // 0 is greedy
   int64_t top_k = 0;       // sample among the k likeliest tokens; 0 is all
@@ -19,24 +18,16 @@ struct SamplingOptions {
   absl::Status Validate() const;
 };
 
-// The likeliest token; ties go to the smaller id. REQUIRES: !logits.empty().
-int32_t Argmax(std::span<const float> logits);
-
-// -ln softmax(logits)[token], in double.
-double NegativeLogLikelihood(std::span<const float> logits, int32_t token);
-
-// Chooses tokens from logits. The same seed and logits give the same tokens on every machine.
-// Not thread-safe.
-class Sampler {
+// The random numbers behind the tokens of one sequence: the same for the same seed on every
+// machine. Not thread-safe.
+class Draws {
  public:
-  explicit Sampler(const SamplingOptions& options) : options_(options), random_(options.seed) {}
-  int32_t Sample(std::span<const float> logits);
+  explicit Draws(uint64_t seed) : random_(seed) {}
+  // In [0, 1). std::uniform_real_distribution is not the same everywhere; 53 random bits are.
+  double Next() { return static_cast<double>(random_() >> 11) * 0x1p-53; }
 
  private:
-  const SamplingOptions options_;
   std::mt19937_64 random_;
-  std::vector<int32_t> order_;  // reused between calls
-  std::vector<double> weights_;
 };
 
 }  // namespace infllm::worker

@@ -22,7 +22,8 @@ namespace {
 using kernels::Backend;
 using kernels::Buffer;
 using kernels::DType;
-using kernels::PackedWeight;
+using kernels::Weight;
+using kernels::WeightSource;
 
 // Backends pad matrices to their tiles and keep some scratch memory: one part in this many.
 constexpr int64_t kPaddingShare = 16;
@@ -212,15 +213,16 @@ class Loader {
     }
     const size_t bytes = values.size() * sizeof(float);
     INFLLM_ASSIGN_OR_RETURN(Buffer buffer, backend_.Allocate(bytes));
-    INFLLM_RETURN_IF_ERROR(backend_.Upload(buffer.data(), values.data(), bytes));
+    INFLLM_RETURN_IF_ERROR(
+        backend_.Copy(Backend::kMainStream, buffer.data(), values.data(), bytes));
+    INFLLM_RETURN_IF_ERROR(backend_.Synchronize(Backend::kMainStream));
     packed_bytes_ += static_cast<int64_t>(bytes);
     return buffer;
   }
 
   // The parts, stacked along their rows.
-  absl::StatusOr<std::unique_ptr<PackedWeight>> Matrix(const std::vector<Part>& parts,
-                                                       int64_t in_features) {
-    std::vector<Backend::WeightSource> sources;
+  absl::StatusOr<Weight> Matrix(const std::vector<Part>& parts, int64_t in_features) {
+    std::vector<WeightSource> sources;
     std::vector<std::vector<std::byte>> aligned;  // owns copies until packed
     for (const Part& part : parts) {
       INFLLM_ASSIGN_OR_RETURN(const TensorView view,
@@ -232,9 +234,8 @@ class Loader {
       }
       sources.push_back({.host = data, .dtype = view.dtype, .out_features = part.rows});
     }
-    INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<PackedWeight> packed,
-                            backend_.PackWeight(sources, in_features, compute_));
-    packed_bytes_ += static_cast<int64_t>(packed->size_bytes());
+    INFLLM_ASSIGN_OR_RETURN(Weight packed, backend_.PackWeight(sources, in_features, compute_));
+    packed_bytes_ += static_cast<int64_t>(packed.size_bytes());
     return packed;
   }
 

@@ -30,22 +30,22 @@ class EmbeddingTable {
 
 // The weights of one decoder layer, in device memory.
 struct LayerWeights {
-  kernels::Buffer attention_norm;              // [hidden], f32
-  std::unique_ptr<kernels::PackedWeight> qkv;  // [(q_heads + 2 kv_heads) head_dim, hidden]
-  kernels::Buffer qkv_bias;                    // [(q_heads + 2 kv_heads) head_dim], f32; or empty
-  std::unique_ptr<kernels::PackedWeight> o;    // [hidden, q_heads head_dim]
-  kernels::Buffer mlp_norm;                    // [hidden], f32
-  std::unique_ptr<kernels::PackedWeight> gate_up;  // [2 intermediate, hidden]: gate, then up
-  std::unique_ptr<kernels::PackedWeight> down;     // [hidden, intermediate]
+  kernels::Buffer attention_norm;  // [hidden], f32
+  kernels::Weight qkv;             // [(q_heads + 2 kv_heads) head_dim, hidden]
+  kernels::Buffer qkv_bias;        // [(q_heads + 2 kv_heads) head_dim], f32; or empty
+  kernels::Weight o;               // [hidden, q_heads head_dim]
+  kernels::Buffer mlp_norm;        // [hidden], f32
+  kernels::Weight gate_up;         // [2 intermediate, hidden]: gate, then up
+  kernels::Weight down;            // [hidden, intermediate]
 };
 
 // Must not outlive the backend, nor the ModelFiles that it was loaded from.
 struct DecoderWeights {
   EmbeddingTable embedding;  // host memory, whatever the device
   std::vector<LayerWeights> layers;
-  kernels::Buffer final_norm;                      // [hidden], f32
-  std::unique_ptr<kernels::PackedWeight> lm_head;  // [vocab, hidden]
-  int64_t packed_bytes = 0;                        // of all of the above but the embedding
+  kernels::Buffer final_norm;  // [hidden], f32
+  kernels::Weight lm_head;     // [vocab, hidden]
+  int64_t packed_bytes = 0;    // of all of the above but the embedding
 };
 
 // Device memory that the weights of such a model take if matrices are stored as `stored`, without

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+
+namespace infllm::worker {
+
+// The number of a page. A page has a part for each layer of the model.
+using PageNumber = int32_t;
+
+// Pages of one size in one allocation of a device. A page is shared by any number of owners, and
+// free again when the last of them gives it back. Not thread-safe.
+class PageArena {
+ public:
+  // Pages whose part of a layer has `part_bytes` (rounded up to 64), as many as fit into `bytes`.
+  // `backend` must outlive the arena.
+  //   RESOURCE_EXHAUSTED  not even one fits, or the device has no `bytes` left
+  static absl::StatusOr<PageArena> New(kernels::Backend& backend, int64_t part_bytes,
+                                       int64_t layers, int64_t bytes);
+
+  int64_t pages() const { return static_cast<int64_t>(owners_.size()); }
+  int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
+  // Of one page, all layers.
+  int64_t page_bytes() const { return part_bytes_ * layers_; }
+
+  // A page of undefined content with one owner: the free one with the smallest number, nearly, so
+  // that few pages are ever touched. REQUIRES: free_pages() > 0.
+  PageNumber Take();
+  void Share(PageNumber page) { ++owners_[static_cast<size_t>(page)]; }
+  void GiveBack(PageNumber page);
+
+  // The part of layer 0; that of another layer is layer_offset(layer) bytes behind it.
+  std::byte* address(PageNumber page) const { return memory_.data() + page * part_bytes_; }
+  int64_t layer_offset(int64_t layer) const { return layer * pages() * part_bytes_; }
+
+  // Enqueues the copy of all layers of a page.
+  absl::Status Copy(kernels::Backend& backend, kernels::Stream stream, PageNumber from,
+                    PageNumber to) const;
+
+ private:
+  PageArena(kernels::Buffer memory, int64_t part_bytes, int64_t layers, int64_t pages);
+
+  kernels::Buffer memory_;  // [layers, pages, part_bytes]
+  int64_t part_bytes_;
+  int64_t layers_;
+  std::vector<int32_t> owners_;
+  std::vector<PageNumber> free_;  // the next to be taken last
+};
+
+}  // namespace infllm::worker

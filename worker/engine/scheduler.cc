@@ -1,0 +1,157 @@
+#include "worker/engine/scheduler.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "kernels/core/status_macros.h"
+
+namespace infllm::worker {
+namespace {
+
+double SteadySeconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+Scheduler::Options WithClock(Scheduler::Options options) {
+  if (!options.clock) options.clock = SteadySeconds;
+  return options;
+}
+
+}  // namespace
+
+Scheduler::Scheduler(Engine& engine, Options options)
+    : engine_(engine), options_(WithClock(std::move(options))) {}
+
+void Scheduler::Add(Request request) {
+  const uint64_t seed = request.sampling.seed;
+  Running running{.request = std::move(request), .draws = Draws(seed), .added = options_.clock()};
+  running.draw = running.draws.Next();
+  running_.push_back(std::move(running));
+}
+
+// Chooses the items of the next step.
+void Scheduler::Plan() {
+  items_.clear();
+  item_running_.clear();
+  int64_t left = options_.step_tokens;
+  const auto add = [&](Running& running, std::span<const int32_t> tokens) {
+    StepItem item{.sequence = running.request.sequence, .tokens = tokens};
+    left -= static_cast<int64_t>(tokens.size());
+    items_.push_back(std::move(item));
+    item_running_.push_back(&running);
+    return &items_.back();
+  };
+  const auto sample = [&](Running& running, const int32_t* token) {
+    StepItem* const item = add(running, {token, 1});
+    item->want = StepItem::Want::kSample;
+    item->sampling = running.request.sampling;
+    item->uniform = running.draw;
+  };
+  for (Running& running : running_) {
+    if (running.generates()) {
+      sample(running, &running.last_token);
+    } else if (running.read == running.to_read()) {
+      sample(running, &running.request.tokens.back());
+    }
+  }
+  bool reads = false;
+  const int64_t exec_block = engine_.attention().exec_block;
+  for (Running& running : running_) {
+    const auto to_read = static_cast<int64_t>(running.to_read() - running.read);
+    if (running.generates() || to_read == 0) continue;
+    int64_t count = std::min({to_read, std::max<int64_t>(left, 0), engine_.max_item_tokens()});
+    if (count < to_read) count = count / exec_block * exec_block;
+    if (count == 0) {
+      if (reads) continue;
+      count = std::min(to_read, exec_block);  // or a small budget would never read anything
+    }
+    reads = true;
+    const std::span<const int32_t> tokens = running.request.tokens;
+    StepItem* const item = add(running, tokens.subspan(running.read, static_cast<size_t>(count)));
+    if (!running.request.on_scores) continue;
+    item->want = StepItem::Want::kScores;
+    running.targets.assign(static_cast<size_t>(count), -1);
+    for (size_t i = 0; i < running.targets.size(); ++i) {
+      const size_t next = running.read + i + 1;
+      if (next < tokens.size()) running.targets[i] = tokens[next];
+    }
+    item->targets = running.targets;
+  }
+}
+
+absl::Status Scheduler::Step(const std::atomic<bool>* cancel) {
+  if (running_.empty()) return absl::OkStatus();
+  Plan();
+  const double begin = options_.clock();
+  absl::Status status = engine_.Step(items_, cancel);
+  const double seconds = options_.clock() - begin;
+  if (status.ok() && cancel != nullptr && cancel->load(std::memory_order_relaxed)) {
+    status = absl::CancelledError("interrupted");
+  }
+  if (!status.ok()) {
+    for (Running& running : running_) Finish(running, status);
+    running_.clear();
+    return status;
+  }
+  const auto waits = [](const StepItem& item) {
+    return item.unchanged && absl::IsResourceExhausted(item.status);
+  };
+  int64_t rows = 0;
+  for (const StepItem& item : items_) {
+    if (item.status.ok()) rows += static_cast<int64_t>(item.tokens.size());
+  }
+  // If nobody gets on, nobody gives memory back: then the last to come must.
+  if (rows == 0 && std::all_of(items_.begin(), items_.end(), waits)) {
+    Finish(*item_running_.back(), items_.back().status);
+  }
+  for (size_t i = 0; i < items_.size(); ++i) {
+    if (waits(items_[i])) continue;
+    Take(*item_running_[i], items_[i],
+         seconds * static_cast<double>(items_[i].tokens.size()) / static_cast<double>(rows));
+  }
+  running_.remove_if([](const Running& running) { return running.done; });
+  return absl::OkStatus();
+}
+
+// What a step has brought to a request.
+void Scheduler::Take(Running& running, const StepItem& item, double seconds) {
+  if (!item.status.ok()) return Finish(running, item.status);
+  const Request& request = running.request;
+  if (item.want != StepItem::Want::kSample) {
+    running.read += item.tokens.size();
+    running.outcome.read_seconds += seconds;
+    if (request.on_scores) request.on_scores(item.scores);
+    if (request.on_read) request.on_read(static_cast<int64_t>(running.read));
+    if (running.read == request.tokens.size()) Finish(running, absl::OkStatus());
+    return;
+  }
+  running.draw = running.draws.Next();
+  Outcome& outcome = running.outcome;
+  if (outcome.tokens == 0) outcome.first_token_seconds = options_.clock() - running.added;
+  if (std::find(request.stop_ids.begin(), request.stop_ids.end(), item.token) !=
+      request.stop_ids.end()) {
+    outcome.stopped = true;
+    return Finish(running, absl::OkStatus());
+  }
+  running.last_token = item.token;
+  ++outcome.tokens;
+  if ((request.on_token && !request.on_token(item.token)) || outcome.tokens == request.max_tokens) {
+    Finish(running, absl::OkStatus());
+  }
+}
+
+void Scheduler::Finish(Running& running, absl::Status status) {
+  if (running.done) return;
+  running.done = true;
+  running.outcome.status = std::move(status);
+  running.outcome.total_seconds = options_.clock() - running.added;
+  if (running.request.on_done) running.request.on_done(running.outcome);
+}
+
+absl::Status Scheduler::Run(const std::atomic<bool>* cancel) {
+  while (!idle()) INFLLM_RETURN_IF_ERROR(Step(cancel));
+  return absl::OkStatus();
+}
+
+}  // namespace infllm::worker
