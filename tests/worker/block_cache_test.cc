@@ -11,41 +11,35 @@ namespace {
 
 using ::testing::ElementsAre;
 
+// A store's blocks are one byte, their index.
 class BlockCacheTest : public ::testing::Test {
  protected:
-  // Blocks `indices`, ascending; those that the cache lacks carry a payload, as a store gives it.
-  memstore::Selection Select(const BlockCache& cache, std::vector<int64_t> indices) {
-    memstore::Selection selection;
-    for (const int64_t index : indices) {
-      memstore::SelectedBlock block{.index = index};
-      const auto have = cache.indices();
-      if (std::find(have.begin(), have.end(), index) == have.end()) {
-        auto bytes = std::make_shared<std::array<std::byte, 1>>();
-        (*bytes)[0] = std::byte(index);
-        block.block = memstore::BlockHandle(*bytes, bytes);
-      }
-      selection.blocks.push_back(block);
-    }
-    return selection;
+  static memstore::BlockHandle Block(int64_t index) {
+    auto bytes = std::make_shared<std::array<std::byte, 1>>();
+    (*bytes)[0] = std::byte(index);
+    return memstore::BlockHandle(*bytes, bytes);
   }
   void Use(BlockCache& cache, std::vector<int64_t> indices) {
-    std::vector<const std::byte*> records;
-    ASSERT_OK(cache.Admit(Select(cache, indices), records));
-    ASSERT_EQ(records.size(), indices.size());
-    for (size_t i = 0; i < records.size(); ++i) EXPECT_EQ(int64_t(*records[i]), indices[i]);
+    cache.Evict(indices);
+    for (const int64_t index : indices) {
+      if (cache.Find(index) != nullptr) continue;
+      const memstore::BlockHandle block = Block(index);
+      cache.Insert(index, cache.TakeSlot(), block.payload().data(), block);
+    }
+    cache.Touch(indices);
+    for (const int64_t index : indices) {
+      ASSERT_NE(cache.Find(index), nullptr);
+      EXPECT_EQ(int64_t(*cache.Find(index)), index);
+    }
   }
   void UseWithMass(BlockCache& cache, std::vector<int64_t> indices, std::vector<float> mass) {
-    const memstore::Selection selection = Select(cache, indices);
-    std::vector<const std::byte*> records;
-    ASSERT_OK(cache.Admit(selection, records));
-    cache.Score(selection, mass);
+    Use(cache, indices);
+    cache.Score(indices, mass);
   }
-
-  std::unique_ptr<kernels::Backend> backend_ = kernels::NewReferenceBackend();
 };
 
 TEST_F(BlockCacheTest, LruDropsTheBlockSelectedLongestAgo) {
-  BlockCache cache(*backend_, {.capacity_blocks = 3});
+  BlockCache cache({.capacity_blocks = 3}, {});
   Use(cache, {1, 2});
   Use(cache, {2, 3});
   Use(cache, {1});
@@ -56,14 +50,22 @@ TEST_F(BlockCacheTest, LruDropsTheBlockSelectedLongestAgo) {
 }
 
 TEST_F(BlockCacheTest, NeverDropsWhatTheSelectionUses) {
-  BlockCache cache(*backend_, {.capacity_blocks = 3});
+  BlockCache cache({.capacity_blocks = 3}, {});
   Use(cache, {1, 2, 3});
   Use(cache, {1, 4, 5});
-  EXPECT_THAT(cache.indices(), ::testing::ElementsAre(1, 4, 5));
+  EXPECT_THAT(cache.indices(), ElementsAre(1, 4, 5));
+}
+
+TEST_F(BlockCacheTest, ASelectionAboveTheCapacityIsHeldUntilTheNext) {
+  BlockCache cache({.capacity_blocks = 2}, {});
+  Use(cache, {1, 2, 3, 4});
+  EXPECT_THAT(cache.indices(), ElementsAre(1, 2, 3, 4));
+  Use(cache, {2});
+  EXPECT_THAT(cache.indices(), ElementsAre(2, 4));
 }
 
 TEST_F(BlockCacheTest, LruSKeepsWhatDrewAttention) {
-  BlockCache cache(*backend_, {.capacity_blocks = 3, .policy = CachePolicy::kLruS, .decay = 0.5});
+  BlockCache cache({.capacity_blocks = 3, .policy = CachePolicy::kLruS, .decay = 0.5}, {});
   UseWithMass(cache, {1}, {10});       // 1: 10
   UseWithMass(cache, {2, 3}, {1, 2});  // 1: 5, 2: 1, 3: 2
   UseWithMass(cache, {4}, {9});        // 2 goes; 1: 2.5, 3: 1, 4: 9
@@ -73,23 +75,25 @@ TEST_F(BlockCacheTest, LruSKeepsWhatDrewAttention) {
   EXPECT_THAT(cache.indices(), ElementsAre(3, 4, 5));
 }
 
-TEST_F(BlockCacheTest, ForkHoldsTheSamePins) {
-  BlockCache cache(*backend_, {.capacity_blocks = 2});
+TEST_F(BlockCacheTest, AForkHoldsTheSamePinsAndGrowsApart) {
+  BlockCache cache({.capacity_blocks = 2}, {});
   Use(cache, {1, 2});
-  BlockCache fork = cache.Fork();
+  BlockCache fork = cache.Fork({});
   Use(cache, {3, 4});
   EXPECT_THAT(fork.indices(), ElementsAre(1, 2));
-  Use(fork, {1, 2});  // served without payloads
+  Use(fork, {1, 2});
   EXPECT_EQ(fork.size_bytes(), 2);
 }
 
-TEST_F(BlockCacheTest, AStoreThatOmitsAPayloadIsAnError) {
-  BlockCache cache(*backend_, {.capacity_blocks = 2});
-  memstore::Selection selection;
-  selection.blocks.push_back({.index = 7});
-  std::vector<const std::byte*> records;
-  EXPECT_THAT(cache.Admit(selection, records),
-              infllm::testing::StatusIs(absl::StatusCode::kInternal));
+TEST_F(BlockCacheTest, CopiesTakeSlotsThatEvictionGivesBack) {
+  BlockCache cache({.capacity_blocks = 2}, {7, 8});
+  Use(cache, {1, 2});
+  EXPECT_EQ(cache.TakeSlot(), -1);
+  Use(cache, {2});
+  cache.Evict(std::vector<int64_t>{2, 3});
+  const PageNumber slot = cache.TakeSlot();
+  EXPECT_TRUE(slot == 7 || slot == 8);
+  EXPECT_THAT(cache.Fork({1, 2}).indices(), ElementsAre());  // copies are not shared
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "tests/worker/golden_common.h"
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -116,20 +117,39 @@ absl::StatusOr<std::vector<PolicyGolden>> ReadPolicyGoldens(std::string_view mod
 }
 
 absl::StatusOr<std::unique_ptr<GoldenModel>> GoldenModel::Open(std::string_view model,
-                                                               kernels::Backend& backend) {
-  std::unique_ptr<GoldenModel> result(new GoldenModel(backend));
+                                                               kernels::Backend& backend,
+                                                               kernels::ThreadPool& pool) {
+  std::unique_ptr<GoldenModel> result(new GoldenModel(backend, pool));
   INFLLM_ASSIGN_OR_RETURN(result->model_,
                           LoadModel(DataPath(model), backend, kernels::DType::kF32));
-  result->transformer_ =
-      std::make_unique<Transformer>(result->model_->config, *result->model_->weights, backend);
   result->store_ = memstore::NewInProcessStore({}, backend, nullptr);
   return result;
 }
 
-absl::StatusOr<std::unique_ptr<Session>> GoldenModel::NewSession(const AttentionOptions& options) {
-  INFLLM_ASSIGN_OR_RETURN(policy_, NewAttentionPolicy(model_->config, options, kernels::DType::kF32,
-                                                      model_->fingerprint, backend_, store_.get()));
-  return Session::New(*transformer_, *policy_);
+absl::StatusOr<std::unique_ptr<Engine>> GoldenModel::NewEngine(const AttentionOptions& options) {
+  return Engine::New(*model_, backend_, pool_, store_.get(),
+                     {.attention = options, .kv_bytes = int64_t{256} << 20});
+}
+
+absl::Status ReadAll(Engine& engine, std::span<const int32_t> tokens, int64_t chunk,
+                     StepItem::Want want, absl::FunctionRef<void(const StepItem&)> visit) {
+  INFLLM_ASSIGN_OR_RETURN(const SequenceId sequence, engine.NewSequence());
+  const auto step = static_cast<size_t>(std::min(chunk, engine.max_item_tokens()));
+  for (size_t begin = 0; begin < tokens.size(); begin += step) {
+    const size_t count = std::min(step, tokens.size() - begin);
+    std::vector<int32_t> targets(tokens.begin() + begin + 1,
+                                 tokens.begin() + std::min(begin + count + 1, tokens.size()));
+    targets.resize(count, -1);
+    StepItem item{.sequence = sequence,
+                  .tokens = tokens.subspan(begin, count),
+                  .want = want,
+                  .targets = targets};
+    INFLLM_RETURN_IF_ERROR(engine.Step({&item, 1}));
+    INFLLM_RETURN_IF_ERROR(item.status);
+    visit(item);
+  }
+  engine.Drop(sequence);
+  return absl::OkStatus();
 }
 
 }  // namespace infllm::worker

@@ -8,12 +8,13 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "memstore/memory_store.h"
 #include "worker/attention/attention_options.h"
+#include "worker/engine/engine.h"
 #include "worker/engine/loaded_model.h"
-#include "worker/engine/session.h"
 
 namespace infllm::worker {
 
@@ -52,20 +53,26 @@ absl::StatusOr<std::vector<PolicyGolden>> ReadPolicyGoldens(std::string_view mod
 class GoldenModel {
  public:
   static absl::StatusOr<std::unique_ptr<GoldenModel>> Open(std::string_view model,
-                                                           kernels::Backend& backend);
+                                                           kernels::Backend& backend,
+                                                           kernels::ThreadPool& pool);
 
   const LoadedModel& model() const { return *model_; }
-  // A fresh context. At most one session may be alive.
-  absl::StatusOr<std::unique_ptr<Session>> NewSession(const AttentionOptions& options);
+  // An engine with one sequence. At most one may be alive.
+  absl::StatusOr<std::unique_ptr<Engine>> NewEngine(const AttentionOptions& options);
 
  private:
-  explicit GoldenModel(kernels::Backend& backend) : backend_(backend) {}
+  GoldenModel(kernels::Backend& backend, kernels::ThreadPool& pool)
+      : backend_(backend), pool_(pool) {}
 
   kernels::Backend& backend_;
+  kernels::ThreadPool& pool_;
   std::unique_ptr<LoadedModel> model_;
   std::unique_ptr<memstore::MemoryStore> store_;
-  std::unique_ptr<Transformer> transformer_;
-  std::unique_ptr<AttentionPolicy> policy_;
 };
+
+// Reads `tokens` with a fresh sequence, in steps of `chunk` tokens at most (a multiple of
+// exec_block), each with what is wanted of it: `visit(item)` after every step.
+absl::Status ReadAll(Engine& engine, std::span<const int32_t> tokens, int64_t chunk,
+                     StepItem::Want want, absl::FunctionRef<void(const StepItem&)> visit);
 
 }  // namespace infllm::worker

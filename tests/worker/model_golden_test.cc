@@ -9,7 +9,7 @@
 #include "kernels/backend.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/golden_common.h"
-#include "worker/engine/session.h"
+#include "worker/engine/scheduler.h"
 
 namespace infllm::worker {
 namespace {
@@ -30,11 +30,14 @@ class ModelGoldenTest : public ::testing::TestWithParam<std::string_view> {
   void CheckLogits(kernels::Backend& backend) {
     SCOPED_TRACE(std::string(backend.name()));
     ASSERT_OK_AND_ASSIGN(const LogitsGolden golden, ReadLogitsGolden(GetParam()));
-    ASSERT_OK_AND_ASSIGN(auto model, GoldenModel::Open(GetParam(), backend));
-    ASSERT_OK_AND_ASSIGN(auto session, model->NewSession(Full()));
+    ASSERT_OK_AND_ASSIGN(auto model, GoldenModel::Open(GetParam(), backend, pool_));
+    ASSERT_OK_AND_ASSIGN(auto engine, model->NewEngine(Full()));
+    const auto vocab = static_cast<size_t>(engine->config().vocab_size);
     std::vector<std::vector<float>> rows;
-    ASSERT_OK(session->Score(golden.ids, [&](int64_t, std::span<const float> logits) {
-      rows.emplace_back(logits.begin(), logits.end());
+    ASSERT_OK(ReadAll(*engine, golden.ids, 512, StepItem::Want::kLogits, [&](const StepItem& item) {
+      for (size_t at = 0; at < item.logits.size(); at += vocab) {
+        rows.emplace_back(&item.logits[at], &item.logits[at] + vocab);
+      }
     }));
     ASSERT_EQ(rows.size(), golden.ids.size());
     float worst = 0;
@@ -75,7 +78,7 @@ TEST(StoriesGoldenTest, GreedyTextsAreThoseOfLlama2c) {
   kernels::ThreadPool pool(2);
   const auto backend = kernels::NewCpuBackend(pool);
   ASSERT_OK_AND_ASSIGN(const std::vector<GreedyGolden> goldens, ReadGreedyGoldens());
-  ASSERT_OK_AND_ASSIGN(auto golden_model, GoldenModel::Open("stories260K", *backend));
+  ASSERT_OK_AND_ASSIGN(auto golden_model, GoldenModel::Open("stories260K", *backend, pool));
   const LoadedModel& model = golden_model->model();
   ASSERT_NE(model.tokenizer, nullptr);
   for (const GreedyGolden& golden : goldens) {
@@ -85,18 +88,29 @@ TEST(StoriesGoldenTest, GreedyTextsAreThoseOfLlama2c) {
                                                golden.ids.begin() + golden.prompt_tokens);
     ASSERT_EQ(prompt, expected_prompt);
 
-    ASSERT_OK_AND_ASSIGN(auto session, golden_model->NewSession(Full()));
+    ASSERT_OK_AND_ASSIGN(auto engine, golden_model->NewEngine(Full()));
+    ASSERT_OK_AND_ASSIGN(const SequenceId sequence, engine->NewSequence());
     // One more than wanted, where the story ended by itself.
     const int64_t wanted = static_cast<int64_t>(golden.ids.size()) - golden.prompt_tokens;
-    const GenerateOptions options{.max_tokens = wanted + (golden.ended_at_bos ? 1 : 0),
-                                  .sampling = {},
-                                  .stop_ids = model.StopIds()};
-    ASSERT_OK_AND_ASSIGN(const GenerateResult result,
-                         Generate(*session, prompt, options, [](int32_t) { return true; }));
+    std::vector<int32_t> generated;
+    Outcome outcome;
+    Scheduler scheduler(*engine, {});
+    scheduler.Add({.sequence = sequence,
+                   .tokens = prompt,
+                   .max_tokens = wanted + (golden.ended_at_bos ? 1 : 0),
+                   .stop_ids = model.StopIds(),
+                   .on_token =
+                       [&](int32_t token) {
+                         generated.push_back(token);
+                         return true;
+                       },
+                   .on_done = [&](const Outcome& done) { outcome = done; }});
+    ASSERT_OK(scheduler.Run());
+    ASSERT_OK(outcome.status);
     std::vector<int32_t> ids = prompt;
-    ids.insert(ids.end(), result.ids.begin(), result.ids.end());
+    ids.insert(ids.end(), generated.begin(), generated.end());
     EXPECT_EQ(ids, golden.ids);
-    EXPECT_EQ(result.stopped, golden.ended_at_bos);
+    EXPECT_EQ(outcome.stopped, golden.ended_at_bos);
     EXPECT_EQ(model.tokenizer->Decode(ids), golden.text);
   }
 }

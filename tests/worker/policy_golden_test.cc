@@ -11,8 +11,7 @@
 #include "kernels/backend.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/golden_common.h"
-#include "worker/engine/sampler.h"
-#include "worker/engine/session.h"
+#include "worker/engine/engine.h"
 
 namespace infllm::worker {
 namespace {
@@ -24,10 +23,10 @@ struct Outcome {
   std::vector<int32_t> argmax;
   std::vector<double> nll;
 
-  void Add(const PolicyGolden& golden, std::span<const float> logits) {
-    argmax.push_back(Argmax(logits));
-    if (argmax.size() < golden.ids.size()) {
-      nll.push_back(NegativeLogLikelihood(logits, golden.ids[argmax.size()]));
+  void Add(const PolicyGolden& golden, const StepItem& item) {
+    for (const StepItem::Score& score : item.scores) {
+      argmax.push_back(score.argmax);
+      if (argmax.size() < golden.ids.size()) nll.push_back(-score.logprob);
     }
   }
 };
@@ -63,20 +62,22 @@ class PolicyGoldenTest : public ::testing::TestWithParam<std::tuple<std::string_
     ASSERT_OK_AND_ASSIGN(goldens_, ReadPolicyGoldens(std::get<0>(GetParam())));
   }
 
-  // Calls run(session, golden, outcome) for each golden that `wanted` and each backend, and
-  // compares the outcome.
-  void Check(absl::FunctionRef<bool(const PolicyGolden&)> wanted,
-             absl::FunctionRef<void(Session&, const PolicyGolden&, Outcome&)> run) {
+  // Reads each golden that is `wanted` in steps of `chunk` tokens on each backend.
+  void Check(absl::FunctionRef<bool(const PolicyGolden&)> wanted, int64_t chunk) {
     int64_t cases = 0;
     for (size_t i = 0; i < backends_.size(); ++i) {
       SCOPED_TRACE(std::string(backends_[i]->name()) + " " + std::to_string(i));
-      ASSERT_OK_AND_ASSIGN(auto model, GoldenModel::Open(std::get<0>(GetParam()), *backends_[i]));
+      ASSERT_OK_AND_ASSIGN(auto model,
+                           GoldenModel::Open(std::get<0>(GetParam()), *backends_[i], pool_));
       for (const PolicyGolden& golden : goldens_) {
         if (!wanted(golden)) continue;
         SCOPED_TRACE(golden.name);
-        ASSERT_OK_AND_ASSIGN(auto session, model->NewSession(golden.options));
+        ASSERT_OK_AND_ASSIGN(auto engine, model->NewEngine(golden.options));
         Outcome outcome;
-        run(*session, golden, outcome);
+        const int64_t exec_block = golden.options.exec_block;
+        ASSERT_OK(ReadAll(
+            *engine, golden.ids, std::max(chunk / exec_block, int64_t{1}) * exec_block,
+            StepItem::Want::kScores, [&](const StepItem& item) { outcome.Add(golden, item); }));
         ExpectMatches(outcome, golden);
         ++cases;
       }
@@ -89,24 +90,13 @@ class PolicyGoldenTest : public ::testing::TestWithParam<std::tuple<std::string_
   std::vector<PolicyGolden> goldens_;
 };
 
-TEST_P(PolicyGoldenTest, OnePassGivesTheGolden) {
-  Check([](const PolicyGolden&) { return true; },
-        [](Session& session, const PolicyGolden& golden, Outcome& outcome) {
-          ASSERT_OK(session.Score(golden.ids, [&](int64_t, std::span<const float> logits) {
-            outcome.Add(golden, logits);
-          }));
-        });
+TEST_P(PolicyGoldenTest, ReadingGivesTheGolden) {
+  Check([](const PolicyGolden&) { return true; }, 512);
 }
 
 // With one token per exec block, reading and generating are the same thing.
 TEST_P(PolicyGoldenTest, StepByStepGivesTheGoldenOfExecBlockOne) {
-  Check([](const PolicyGolden& golden) { return golden.options.exec_block == 1; },
-        [](Session& session, const PolicyGolden& golden, Outcome& outcome) {
-          for (const int32_t id : golden.ids) {
-            ASSERT_OK_AND_ASSIGN(const std::span<const float> logits, session.Step(id));
-            outcome.Add(golden, logits);
-          }
-        });
+  Check([](const PolicyGolden& golden) { return golden.options.exec_block == 1; }, 1);
 }
 
 std::string ParamName(const ::testing::TestParamInfo<PolicyGoldenTest::ParamType>& info) {

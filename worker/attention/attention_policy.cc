@@ -34,13 +34,13 @@ absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& aren
 }
 
 // All that a sequence selects in one step must have left its window before the step, and where
-// cached blocks are copies it must fit the cache; with mean-key a block's representative depends on
-// every exec block before.
+// cached blocks are copies it must fit the cache. With mean-key and lru-s what one exec block attends
+// decides what is selected, or kept, for the next.
 int64_t MaxPartTokens(const AttentionOptions& options, bool in_place) {
   if (options.policy != PolicyKind::kInfLlm) {
     return std::max<int64_t>(kMostPartTokens / options.exec_block, 1) * options.exec_block;
   }
-  if (UsesMass(options)) return options.exec_block;
+  if (UsesMass(options) || options.cache_policy == CachePolicy::kLruS) return options.exec_block;
   int64_t exec_blocks = options.n_local / options.exec_block + 1;
   if (!in_place && options.top_k > 0) {
     exec_blocks = std::min(exec_blocks, std::max<int64_t>(options.cache_blocks / options.top_k, 1));
