@@ -66,8 +66,8 @@ absl::Status TooManyBlocks(std::string_view field, int64_t blocks, int64_t limit
 }
 
 absl::Status TooManyQueries(int64_t queries, int64_t limit) {
-  return absl::InvalidArgumentError(absl::StrCat("the number of queries is ", queries,
-                                                 "; at most ", limit, " per call, split it"));
+  return absl::InvalidArgumentError(absl::StrCat("the number of queries is ", queries, "; at most ",
+                                                 limit, " per call, split it"));
 }
 
 absl::Status ArrivedDamaged(std::string_view what) {
@@ -97,6 +97,12 @@ absl::Status DamagedAnswer(std::string_view store, const Place& place, std::stri
   return absl::AbortedError(absl::StrCat("the answer of the memory store at ", ToAbsl(store),
                                          " about ", ToString(place),
                                          " arrived damaged: ", ToAbsl(what)));
+}
+
+absl::Status DamagedMessage(std::string_view store, std::string_view call) {
+  return absl::AbortedError(absl::StrCat("the answer of the memory store at ", ToAbsl(store),
+                                         " to ", ToAbsl(call),
+                                         " arrived damaged: a message of it is malformed"));
 }
 
 absl::Status AlwaysDamaged(const absl::Status& last) { return absl::DataLossError(last.message()); }

@@ -53,6 +53,8 @@ absl::Status Stopping();
 absl::Status WrongAnswer(std::string_view store, const Place& place, std::string_view what);
 // The answer was damaged on its way: ABORTED.
 absl::Status DamagedAnswer(std::string_view store, const Place& place, std::string_view what);
+// As a whole: it does not parse.
+absl::Status DamagedMessage(std::string_view store, std::string_view call);
 // What arrived damaged, or so its answer, every time: DATA_LOSS.
 absl::Status AlwaysDamaged(const absl::Status& last);
 // The caller has cancelled everything: CANCELLED.

@@ -61,8 +61,7 @@ absl::Status SelectAnswer::TakeAnswer(const pb::SelectResponse::Answer& answer) 
     if (answer.blocks_size() > 0) {
       return error::WrongAnswer(store_, place, "an error comes with blocks");
     }
-    selection.status =
-        absl::Status(static_cast<absl::StatusCode>(answer.code()), answer.message());
+    selection.status = absl::Status(static_cast<absl::StatusCode>(answer.code()), answer.message());
     return absl::OkStatus();
   }
   if (answer.blocks_size() > query.k) {
@@ -72,10 +71,10 @@ absl::Status SelectAnswer::TakeAnswer(const pb::SelectResponse::Answer& answer) 
   const int64_t least =
       std::min<int64_t>(query.k, std::min(queries_[number].published, query.end_block));
   if (answer.blocks_size() < least) {
-    return error::WrongAnswer(store_, place,
-                              absl::StrCat("only ", answer.blocks_size(), " blocks, but ", query.k,
-                                           " were asked and ", queries_[number].published,
-                                           " are published"));
+    return error::WrongAnswer(
+        store_, place,
+        absl::StrCat("only ", answer.blocks_size(), " blocks, but ", query.k, " were asked and ",
+                     queries_[number].published, " are published"));
   }
   for (const pb::SelectResponse::Block& block : answer.blocks()) {
     INFLLM_RETURN_IF_ERROR(TakeBlock(block, selection));
@@ -109,9 +108,9 @@ absl::Status SelectAnswer::TakeBlock(const pb::SelectResponse::Block& block,
 
   const auto payload = static_cast<size_t>(block.payload());
   if (block.payload() < 0 || payload > payloads_.size()) {
-    return error::WrongAnswer(store_, place,
-                              absl::StrCat("it names payload ", block.payload(), " before payload ",
-                                           payloads_.size()));
+    return error::WrongAnswer(
+        store_, place,
+        absl::StrCat("it names payload ", block.payload(), " before payload ", payloads_.size()));
   }
   if (payload == payloads_.size()) payloads_.push_back({.query = number, .index = block.index()});
   Payload& named = payloads_[payload];

@@ -104,11 +104,11 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                               wire::ContextFromProto("context", request->context()));
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry,
                               wire::FromProto(request->geometry()));
-      INFLLM_RETURN_IF_ERROR(store_.Create(id, {.tenant = request->tenant(),
-                                                .model = {.hi = request->fingerprint_hi(),
-                                                          .lo = request->fingerprint_lo()},
-                                                .recipe = request->recipe(),
-                                                .geometry = geometry}));
+      INFLLM_RETURN_IF_ERROR(store_.Create(
+          id, {.tenant = request->tenant(),
+               .model = {.hi = request->fingerprint_hi(), .lo = request->fingerprint_lo()},
+               .recipe = request->recipe(),
+               .geometry = geometry}));
       geometries_.Put(id, geometry);
       return absl::OkStatus();
     });
@@ -325,9 +325,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
       wire::BlockPlace place = first;
       place.index = wire::Later(first.index, i);
       if (wire::BlockChecksum(place, content.subspan(i * bytes, bytes)) != checksums[i]) {
-        return Damaged(absl::StrCat(
-            absl::string_view(field.data(), field.size()), " of ",
-            error::ToString({place.context, place.layer, place.index})));
+        return Damaged(absl::StrCat(absl::string_view(field.data(), field.size()), " of ",
+                                    error::ToString({place.context, place.layer, place.index})));
       }
     }
     return absl::OkStatus();

@@ -48,7 +48,8 @@ absl::Duration Retrier::NextWait(int retry, absl::StatusCode code) {
      : code == absl::StatusCode::kResourceExhausted ? counts_.exhausted
                                                     : counts_.damaged);
   const double part = std::uniform_real_distribution<double>(0.5, 1)(random_);
-  return part * std::min(options_.longest_wait, std::exp2(std::min(retry, 30)) * options_.first_wait);
+  return part *
+         std::min(options_.longest_wait, std::exp2(std::min(retry, 30)) * options_.first_wait);
 }
 
 }  // namespace infllm::services

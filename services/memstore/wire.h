@@ -53,8 +53,7 @@ absl::StatusOr<memstore::ContextId> ContextFromProto(std::string_view field,
 uint32_t Checksum(const infllm::v1::CreateRequest& request);
 uint32_t Checksum(const infllm::v1::SelectRequest& request);
 uint32_t Checksum(const infllm::v1::ForkRequest& request);
-uint32_t DescribeChecksum(const memstore::ContextId& context,
-                          const infllm::v1::Geometry& geometry);
+uint32_t DescribeChecksum(const memstore::ContextId& context, const infllm::v1::Geometry& geometry);
 uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> content);
 // Of the answer to query number `query`.
 uint32_t AnswerChecksum(const memstore::ContextId& context, int32_t layer, int64_t query,
