@@ -1,4 +1,4 @@
-// What a block of keys and values is, wherever it is kept.
+// What a block of keys and values is, wherever it is kept. README.md defines the words.
 #pragma once
 
 #include <cstddef>
@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "kernels/backend.h"
 #include "kernels/core/dtype.h"
@@ -28,6 +29,16 @@ ContextId NewContextId();
 // 32 hexadecimal digits.
 std::string ToString(const ContextId& id);
 
+// The name of a block.
+struct BlockKey {
+  ContextId context;  // that it was appended to; forks share it
+  int32_t layer = 0;
+  int64_t index = 0;
+  friend bool operator==(const BlockKey&, const BlockKey&) = default;
+};
+// "context 0123456789abcdef0123456789abcdef, layer 3, block 7".
+std::string ToString(const BlockKey& key);
+
 // The shape of a context's blocks; fixed when the context is created.
 struct Geometry {
   int32_t layers = 0;
@@ -39,7 +50,8 @@ struct Geometry {
   kernels::DType dtype = kernels::DType::kF32;
   kernels::RepresentativeKind representative = kernels::RepresentativeKind::kBounds;
 
-  // A record of kernels/ops/attention.h: [kv_heads][K|V][block_tokens][head_dim], keys not rotated.
+  // Of a record of kernels/ops/attention.h: [kv_heads][K|V][block_tokens][head_dim], keys not
+  // rotated.
   size_t payload_bytes() const {
     return size_t{2} * kv_heads * block_tokens * head_dim * kernels::SizeOf(dtype);
   }

@@ -1,7 +1,6 @@
 #include "memstore/block_index.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -15,244 +14,105 @@ namespace {
 // stay small, large ones have few chunks.
 constexpr int64_t kMinChunkBlocks = 8;
 constexpr int64_t kMaxChunkBytes = 4 << 20;
-// Scores that an index keeps for announced queries: 8 queries of a million blocks.
-constexpr int64_t kMaxAheadBytes = 32 << 20;
-
-class ChunkedIndex final : public BlockIndex {
- public:
-  ChunkedIndex(kernels::Backend& backend, const Geometry& geometry,
-               std::atomic<int64_t>& allocated_bytes)
-      : backend_(backend),
-        geometry_(geometry),
-        floats_(geometry.representative_floats()),
-        block_bytes_(floats_ * kernels::SizeOf(geometry.dtype)),
-        allocated_bytes_(allocated_bytes) {}
-
-  int64_t size() const override { return size_; }
-  size_t size_bytes() const override { return size_ * block_bytes_; }
-
-  absl::Status Add(std::span<const float> representatives) override {
-    if (representatives.size() % floats_ != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("representatives have ", representatives.size(), " floats, which is not a ",
-                       "multiple of slots * heads * head_dim = ", floats_));
-    }
-    while (!representatives.empty()) {
-      if (room_ == 0) INFLLM_RETURN_IF_ERROR(AddChunk(representatives.size() / floats_));
-      const size_t blocks = std::min(representatives.size() / floats_, static_cast<size_t>(room_));
-      View& last = views_.back();
-      Store(representatives.first(blocks * floats_),
-            last.storage->data() + last.blocks * block_bytes_);
-      last.blocks += static_cast<int64_t>(blocks);
-      room_ -= static_cast<int64_t>(blocks);
-      size_ += static_cast<int64_t>(blocks);
-      representatives = representatives.subspan(blocks * floats_);
-    }
-    return absl::OkStatus();
-  }
-
-  bool Holds(int64_t block, std::span<const float> representative) const override {
-    INFLLM_CHECK(block >= 0 && block < size_);
-    if (representative.size() != floats_) return false;
-    const auto view = std::upper_bound(views_.begin(), views_.end(), block,
-                                       [](int64_t b, const View& v) { return b < v.first; }) -
-                      1;
-    const std::byte* kept = view->storage->data() + (block - view->first) * block_bytes_;
-    if (geometry_.dtype == kernels::DType::kF32) {
-      return std::memcmp(kept, representative.data(), block_bytes_) == 0;
-    }
-    const auto* bits = reinterpret_cast<const uint16_t*>(kept);
-    return std::equal(representative.begin(), representative.end(), bits,
-                      [](float value, uint16_t b) { return kernels::BF16(value).bits == b; });
-  }
-
-  absl::StatusOr<std::vector<std::vector<ScoredBlock>>> TopK(
-      std::span<const float> query, int64_t k, kernels::Scoring scoring, bool per_kv_head,
-      std::span<const float> upcoming) override {
-    if (query.size() != geometry_.query_floats() || upcoming.size() % query.size() != 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("query has ", query.size(), " floats, upcoming ones ", upcoming.size(),
-                       ", expected q_heads * head_dim = ", geometry_.query_floats()));
-    }
-    const int64_t groups = per_kv_head ? geometry_.kv_heads : 1;
-    std::vector<std::vector<ScoredBlock>> result(groups);
-    k = std::min(k, size_);
-    if (k <= 0) return result;
-    INFLLM_RETURN_IF_ERROR(ScoreAll(query, scoring, groups, upcoming));
-    best_.resize(k);
-    for (int64_t group = 0; group < groups; ++group) {
-      const float* scores = scores_.data() + group * size_;
-      INFLLM_RETURN_IF_ERROR(backend_.TopK(scores, size_, k, best_));
-      result[group].reserve(k);
-      for (int64_t index : best_) result[group].push_back({.index = index, .score = scores[index]});
-    }
-    return result;
-  }
-
-  // Shares every chunk. The last one may have room: it stays the original's to fill, behind the
-  // blocks that the fork can see; the fork opens a chunk of its own.
-  std::unique_ptr<BlockIndex> Fork() const override {
-    auto fork = std::make_unique<ChunkedIndex>(backend_, geometry_, allocated_bytes_);
-    fork->views_ = views_;
-    fork->size_ = size_;
-    return fork;
-  }
-
- private:
-  class Storage {
-   public:
-    Storage(kernels::Buffer buffer, std::atomic<int64_t>& allocated_bytes)
-        : buffer_(std::move(buffer)), allocated_bytes_(allocated_bytes) {
-      allocated_bytes_ += static_cast<int64_t>(buffer_.size_bytes());
-    }
-    ~Storage() { allocated_bytes_ -= static_cast<int64_t>(buffer_.size_bytes()); }
-    Storage(const Storage&) = delete;
-    Storage& operator=(const Storage&) = delete;
-    std::byte* data() const { return buffer_.as<std::byte>(); }
-
-   private:
-    kernels::Buffer buffer_;
-    std::atomic<int64_t>& allocated_bytes_;
-  };
-  struct View {
-    std::shared_ptr<const Storage> storage;  // shared with forks
-    int64_t first = 0;                       // index of its first block
-    int64_t blocks = 0;                      // filled, as far as this index can see
-  };
-
-  // Scores of queries that are to come, against the blocks that there were when they were
-  // announced. Gone with the last of them, so that layers at rest keep none.
-  struct Ahead {
-    std::vector<float> queries;  // [n, q_heads, head_dim]
-    std::vector<float> scores;   // [n, groups, blocks]
-    int64_t groups = 0;
-    int64_t blocks = 0;
-  };
-
-  // scores_: [groups, size_] of the query.
-  absl::Status ScoreAll(std::span<const float> query, kernels::Scoring scoring, int64_t groups,
-                        std::span<const float> upcoming) {
-    scores_.resize(groups * size_);
-    if (scoring != kernels::Scoring::kMean) {  // a block's score depends on all the others
-      ahead_ = {};
-      return Score(query, scoring, groups, 0, scores_);
-    }
-    if (const float* known = ScoresAhead(query, groups)) {
-      const int64_t fresh = size_ - ahead_.blocks;
-      fresh_scores_.resize(groups * fresh);
-      INFLLM_RETURN_IF_ERROR(Score(query, scoring, groups, ahead_.blocks, fresh_scores_));
-      for (int64_t g = 0; g < groups; ++g) {
-        float* out =
-            std::copy_n(known + g * ahead_.blocks, ahead_.blocks, scores_.data() + g * size_);
-        std::copy_n(fresh_scores_.data() + g * fresh, fresh, out);
-      }
-      if (known + groups * ahead_.blocks == ahead_.scores.data() + ahead_.scores.size())
-        ahead_ = {};
-      return absl::OkStatus();
-    }
-    const int64_t most = kMaxAheadBytes / static_cast<int64_t>(scores_.size() * sizeof(float)) - 1;
-    upcoming = upcoming.first(
-        std::min(upcoming.size(), static_cast<size_t>(std::max<int64_t>(most, 0)) * query.size()));
-    if (upcoming.empty()) {
-      ahead_ = {};
-      return Score(query, scoring, groups, 0, scores_);
-    }
-    ahead_.queries.assign(query.begin(), query.end());
-    ahead_.queries.insert(ahead_.queries.end(), upcoming.begin(), upcoming.end());
-    ahead_.groups = groups;
-    ahead_.blocks = size_;
-    ahead_.scores.resize(ahead_.queries.size() / query.size() * scores_.size());
-    if (absl::Status status = Score(ahead_.queries, scoring, groups, 0, ahead_.scores);
-        !status.ok()) {
-      ahead_ = {};
-      return status;
-    }
-    std::copy_n(ahead_.scores.begin(), scores_.size(), scores_.begin());
-    return absl::OkStatus();
-  }
-
-  // [groups, ahead_.blocks], or null if the query was not announced.
-  const float* ScoresAhead(std::span<const float> query, int64_t groups) const {
-    if (ahead_.groups != groups) return nullptr;
-    for (size_t at = 0; at < ahead_.queries.size(); at += query.size()) {
-      if (std::memcmp(ahead_.queries.data() + at, query.data(), query.size_bytes()) != 0) continue;
-      return ahead_.scores.data() +
-             static_cast<int64_t>(at / query.size()) * groups * ahead_.blocks;
-    }
-    return nullptr;
-  }
-
-  // out: [queries, groups, size_ - first_block].
-  absl::Status Score(std::span<const float> queries, kernels::Scoring scoring, int64_t groups,
-                     int64_t first_block, std::span<float> out) {
-    chunks_.clear();
-    for (const View& view : views_) {
-      const int64_t skip = std::clamp(first_block - view.first, int64_t{0}, view.blocks);
-      if (skip == view.blocks) continue;
-      chunks_.push_back({.data = view.storage->data() + skip * static_cast<int64_t>(block_bytes_),
-                         .blocks = view.blocks - skip});
-    }
-    return backend_.ScoreBlocks({
-        .query = queries.data(),
-        .chunks = chunks_,
-        .out = out.data(),
-        .kind = geometry_.representative,
-        .dtype = geometry_.dtype,
-        .slots = geometry_.representative_shape().slots,
-        .q_heads = geometry_.q_heads,
-        .kv_heads = geometry_.kv_heads,
-        .head_dim = geometry_.head_dim,
-        .groups = groups,
-        .queries = static_cast<int64_t>(queries.size() / geometry_.query_floats()),
-        .scale = 1.0f / std::sqrt(static_cast<float>(geometry_.head_dim)),
-        .scoring = scoring,
-    });
-  }
-
-  // Writes to `out` in the geometry's dtype.
-  void Store(std::span<const float> representatives, std::byte* out) const {
-    if (geometry_.dtype == kernels::DType::kF32) {
-      std::memcpy(out, representatives.data(), representatives.size_bytes());
-      return;
-    }
-    std::transform(representatives.begin(), representatives.end(), reinterpret_cast<uint16_t*>(out),
-                   [](float value) { return kernels::BF16(value).bits; });
-  }
-
-  absl::Status AddChunk(int64_t wanted_blocks) {
-    const auto block_bytes = static_cast<int64_t>(block_bytes_);
-    const int64_t most = std::max(int64_t{1}, kMaxChunkBytes / block_bytes);
-    const int64_t blocks =
-        std::clamp(std::max(size_, wanted_blocks), std::min(kMinChunkBlocks, most), most);
-    INFLLM_ASSIGN_OR_RETURN(kernels::Buffer buffer, backend_.Allocate(blocks * block_bytes));
-    views_.push_back({.storage = std::make_shared<Storage>(std::move(buffer), allocated_bytes_),
-                      .first = size_});
-    room_ = blocks;
-    return absl::OkStatus();
-  }
-
-  kernels::Backend& backend_;
-  const Geometry geometry_;
-  const size_t floats_;       // of one block's representative
-  const size_t block_bytes_;  // of it as it is kept
-  std::atomic<int64_t>& allocated_bytes_;
-  std::vector<View> views_;
-  int64_t size_ = 0;
-  int64_t room_ = 0;  // blocks that the last chunk can still take from this index
-  Ahead ahead_;
-
-  // Scratch of TopK.
-  std::vector<kernels::RepresentativeChunk> chunks_;
-  std::vector<float> scores_;        // [groups, size_]
-  std::vector<float> fresh_scores_;  // [groups, size_ - ahead_.blocks]
-  std::vector<int64_t> best_;
-};
 
 }  // namespace
 
-std::unique_ptr<BlockIndex> NewBlockIndex(kernels::Backend& backend, const Geometry& geometry,
-                                          std::atomic<int64_t>& allocated_bytes) {
-  return std::make_unique<ChunkedIndex>(backend, geometry, allocated_bytes);
+BlockIndex::Chunk::Chunk(kernels::Buffer buffer, std::atomic<int64_t>& allocated_bytes)
+    : buffer_(std::move(buffer)), allocated_bytes_(allocated_bytes) {
+  allocated_bytes_ += static_cast<int64_t>(buffer_.size_bytes());
+}
+
+BlockIndex::Chunk::~Chunk() { allocated_bytes_ -= static_cast<int64_t>(buffer_.size_bytes()); }
+
+BlockIndex::BlockIndex(kernels::Backend& backend, kernels::Stream stream, const Geometry& geometry,
+                       std::atomic<int64_t>& allocated_bytes)
+    : backend_(&backend),
+      stream_(stream),
+      geometry_(geometry),
+      floats_(geometry.representative_floats()),
+      block_bytes_(floats_ * kernels::SizeOf(geometry.dtype)),
+      allocated_bytes_(&allocated_bytes),
+      chunks_(std::make_shared<const Chunks>()) {}
+
+absl::Status BlockIndex::Add(std::span<const float> representatives) {
+  if (representatives.size() % floats_ != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("representatives have ", representatives.size(), " floats, which is not a ",
+                     "multiple of slots * heads * head_dim = ", floats_));
+  }
+  const std::vector<std::byte> kept = Converted(representatives);
+  for (std::span<const std::byte> rest = kept; !rest.empty();) {
+    if (room_ == 0) INFLLM_RETURN_IF_ERROR(AddChunk(rest.size() / block_bytes_));
+    Extent& last = extents_.back();
+    const size_t bytes = std::min(rest.size(), static_cast<size_t>(room_) * block_bytes_);
+    INFLLM_RETURN_IF_ERROR(backend_->Copy(
+        stream_, chunks_->back()->data() + last.blocks * block_bytes_, rest.data(), bytes));
+    // Here, because `kept` must stay until then, and readers do not wait for this stream.
+    INFLLM_RETURN_IF_ERROR(backend_->Synchronize(stream_));
+    const auto blocks = static_cast<int64_t>(bytes / block_bytes_);
+    last.blocks += blocks;
+    room_ -= blocks;
+    size_ += blocks;
+    rest = rest.subspan(bytes);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> BlockIndex::Holds(int64_t block, std::span<const float> representative) const {
+  INFLLM_CHECK(block >= 0 && block < size_);
+  if (representative.size() != floats_) return false;
+  const auto extent = std::upper_bound(extents_.begin(), extents_.end(), block,
+                                       [](int64_t b, const Extent& e) { return b < e.first; }) -
+                      1;
+  const Chunk& chunk = *(*chunks_)[extent - extents_.begin()];
+  std::vector<std::byte> kept(block_bytes_);
+  INFLLM_RETURN_IF_ERROR(backend_->Copy(
+      stream_, kept.data(), chunk.data() + (block - extent->first) * block_bytes_, block_bytes_));
+  INFLLM_RETURN_IF_ERROR(backend_->Synchronize(stream_));
+  return kept == Converted(representative);
+}
+
+IndexView BlockIndex::View() const {
+  IndexView view{.blocks = size_, .pin = chunks_};
+  view.chunks.reserve(extents_.size());
+  for (size_t i = 0; i < extents_.size(); ++i) {
+    view.chunks.push_back({.data = (*chunks_)[i]->data(), .blocks = extents_[i].blocks});
+  }
+  return view;
+}
+
+// The last chunk may have room: it stays the original's to fill, behind the blocks that the fork
+// can see; the fork opens a chunk of its own.
+BlockIndex BlockIndex::Fork() const {
+  BlockIndex fork = *this;
+  fork.room_ = 0;
+  return fork;
+}
+
+absl::Status BlockIndex::AddChunk(int64_t wanted_blocks) {
+  const auto block_bytes = static_cast<int64_t>(block_bytes_);
+  const int64_t most = std::max(int64_t{1}, kMaxChunkBytes / block_bytes);
+  const int64_t blocks =
+      std::clamp(std::max(size_, wanted_blocks), std::min(kMinChunkBlocks, most), most);
+  INFLLM_ASSIGN_OR_RETURN(kernels::Buffer buffer, backend_->Allocate(blocks * block_bytes));
+  Chunks chunks = *chunks_;
+  chunks.push_back(std::make_shared<const Chunk>(std::move(buffer), *allocated_bytes_));
+  chunks_ = std::make_shared<const Chunks>(std::move(chunks));
+  extents_.push_back({.first = size_});
+  room_ = blocks;
+  return absl::OkStatus();
+}
+
+std::vector<std::byte> BlockIndex::Converted(std::span<const float> representatives) const {
+  std::vector<std::byte> kept(representatives.size() * kernels::SizeOf(geometry_.dtype));
+  if (geometry_.dtype == kernels::DType::kF32) {
+    std::memcpy(kept.data(), representatives.data(), kept.size());
+  } else {
+    std::transform(representatives.begin(), representatives.end(),
+                   reinterpret_cast<uint16_t*>(kept.data()),
+                   [](float value) { return kernels::BF16(value).bits; });
+  }
+  return kept;
 }
 
 }  // namespace infllm::memstore

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -10,42 +11,69 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "memstore/block.h"
+#include "memstore/memory_store.h"
 
 namespace infllm::memstore {
 
-struct ScoredBlock {
-  int64_t index = 0;
-  float score = 0;
-};
-
-// The representatives of one layer of one context, and exact top-k over them. Kept in the
-// geometry's dtype. Not thread-safe: the owner locks. Copies made by Fork() share storage and then
-// grow apart.
+// The representatives of one layer of one context, in memory of a backend and in the geometry's
+// dtype. Grows only: what View() has shown stays as it is. Copies made by Fork() share memory and
+// then grow apart. Not thread-safe: the owner locks.
 class BlockIndex {
  public:
-  virtual ~BlockIndex() = default;
-  virtual int64_t size() const = 0;
-  // Of the representatives, shared ones included.
-  virtual size_t size_bytes() const = 0;
-  // Representatives [count, slots, heads, head_dim] of the next `count` blocks.
-  virtual absl::Status Add(std::span<const float> representatives) = 0;
-  // Whether `block` has these representatives, once rounded to the dtype they are kept in.
-  // REQUIRES: 0 <= block < size().
-  virtual bool Holds(int64_t block, std::span<const float> representative) const = 0;
-  // Per group of query heads the min(k, size()) best blocks, best first; ties go to the smaller
-  // index. One group of all heads, or with `per_kv_head` one for each KV head. `upcoming` are
-  // queries of later calls, [n, q_heads, head_dim]: scored together, they cost one pass over the
-  // index. They change no result.
-  virtual absl::StatusOr<std::vector<std::vector<ScoredBlock>>> TopK(
-      std::span<const float> query, int64_t k, kernels::Scoring scoring, bool per_kv_head,
-      std::span<const float> upcoming) = 0;
-  virtual std::unique_ptr<BlockIndex> Fork() const = 0;
-};
+  // Representatives are written by `stream` of `backend`, which other indices may share. Memory
+  // for them is counted in `allocated_bytes`: what forks share is counted once. All three must
+  // outlive the index, its forks and views.
+  BlockIndex(kernels::Backend& backend, kernels::Stream stream, const Geometry& geometry,
+             std::atomic<int64_t>& allocated_bytes);
 
-// Scans with the ops of `backend`, which must be host-accessible and outlive the index. Memory for
-// representatives is counted in `allocated_bytes`, which must outlive the index too: what forks
-// share is counted once.
-std::unique_ptr<BlockIndex> NewBlockIndex(kernels::Backend& backend, const Geometry& geometry,
-                                          std::atomic<int64_t>& allocated_bytes);
+  int64_t size() const { return size_; }
+  // Of the representatives, shared ones included.
+  size_t size_bytes() const { return static_cast<size_t>(size_) * block_bytes_; }
+
+  // Representatives [count, slots, heads, head_dim] of the next `count` blocks. Waits for the
+  // device. After an error the index has as many of them as size() says.
+  absl::Status Add(std::span<const float> representatives);
+  // Whether `block` has these representatives, once rounded to the dtype they are kept in. Waits
+  // for the device.
+  // REQUIRES: 0 <= block < size().
+  absl::StatusOr<bool> Holds(int64_t block, std::span<const float> representative) const;
+  IndexView View() const;
+  BlockIndex Fork() const;
+
+ private:
+  // One allocation.
+  class Chunk {
+   public:
+    Chunk(kernels::Buffer buffer, std::atomic<int64_t>& allocated_bytes);
+    ~Chunk();
+    Chunk(const Chunk&) = delete;
+    Chunk& operator=(const Chunk&) = delete;
+    std::byte* data() const { return buffer_.data(); }
+
+   private:
+    kernels::Buffer buffer_;
+    std::atomic<int64_t>& allocated_bytes_;
+  };
+  using Chunks = std::vector<std::shared_ptr<const Chunk>>;  // each shared with forks
+  struct Extent {
+    int64_t first = 0;   // index of a chunk's first block
+    int64_t blocks = 0;  // that it holds, as far as this index can see
+  };
+
+  absl::Status AddChunk(int64_t wanted_blocks);
+  // As they are kept.
+  std::vector<std::byte> Converted(std::span<const float> representatives) const;
+
+  kernels::Backend* backend_;
+  kernels::Stream stream_;
+  Geometry geometry_;
+  size_t floats_;       // of one block's representative
+  size_t block_bytes_;  // of it as it is kept
+  std::atomic<int64_t>* allocated_bytes_;
+  std::shared_ptr<const Chunks> chunks_;  // shared with views and forks: replaced, never changed
+  std::vector<Extent> extents_;           // parallel to *chunks_
+  int64_t size_ = 0;
+  int64_t room_ = 0;  // blocks that the last chunk can still take from this index
+};
 
 }  // namespace infllm::memstore

@@ -6,9 +6,9 @@
 
 namespace infllm::memstore {
 
-// Key of a record in the cold tier: a number that grows with every record, big-endian, so that
-// records sort in the order in which they were written. A log-structured store then never has to
-// rewrite a record to sort it (rocksdb_cold_store.cc).
+// Key of an entry of the cold tier: a number that grows with every entry, big-endian, so that
+// entries sort in the order in which they were written. A log-structured store then never has to
+// rewrite an entry to sort it (rocksdb_cold_store.cc).
 class ColdKey {
  public:
   explicit ColdKey(uint64_t number) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -18,15 +19,18 @@ namespace infllm::memstore {
 // Thread-safe; calls block on I/O.
 class ColdStore {
  public:
-  struct Record {
+  // A value is written from two pieces where they lie, `head` and then `body`.
+  struct Entry {
     std::string_view key;
-    std::span<const std::byte> value;
+    std::span<const std::byte> head;
+    std::span<const std::byte> body;
+    size_t value_bytes() const { return head.size() + body.size(); }
   };
   virtual ~ColdStore() = default;
 
-  // Writes all records or reports why not. Writing a key again replaces its value.
+  // Writes all entries or reports why not. Writing a key again replaces its value.
   //   RESOURCE_EXHAUSTED  the device is full
-  virtual absl::Status Put(std::span<const Record> records) = 0;
+  virtual absl::Status Put(std::span<const Entry> entries) = 0;
   // Values in the order of `keys`, each into outs[i], whose size must be the stored size.
   // One status per key: NOT_FOUND, DATA_LOSS (stored size differs, or the device's own checksum
   // failed), UNAVAILABLE (I/O error).

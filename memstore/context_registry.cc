@@ -1,6 +1,5 @@
 #include "memstore/context_registry.h"
 
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,22 +9,20 @@
 namespace infllm::memstore {
 namespace {
 
-absl::Status NoSuchContext(ContextId id) {
+absl::Status NoSuchContext(const ContextId& id) {
   return absl::NotFoundError(
-      absl::StrCat("context ", static_cast<uint64_t>(id),
+      absl::StrCat("context ", ToString(id),
                    " does not exist: never created, dropped, or the store has restarted"));
 }
 
-// SplitMix64's finalizer: a bijection, so distinct states give distinct ids.
-uint64_t Mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
+absl::Status IsSomethingElse(const Context& existing, absl::string_view what) {
+  return absl::AlreadyExistsError(absl::StrCat("context ", ToString(existing.owner->context),
+                                               " exists already ", what, ": take another id"));
 }
 
-uint64_t RandomState() {
-  std::random_device device;
-  return uint64_t{device()} << 32 | device();
+bool IsAsForked(Context::Layer& layer, int64_t blocks, int64_t published) {
+  const std::lock_guard lock(layer.mu);
+  return layer.blocks.size() == blocks && layer.index.size() == published;
 }
 
 }  // namespace
@@ -45,61 +42,87 @@ void BlockTable::Append(std::shared_ptr<StoredBlock> block) {
   tail_.clear();
 }
 
-// Ids start anywhere, so that an id that a client kept from before a restart is not the id of
-// another's context now.
-ContextRegistry::ContextRegistry(kernels::Backend& backend)
-    : backend_(backend), id_state_(RandomState()) {}
+Context::Layer::Layer(BlockIndex index_in, const Layer* parent)
+    : blocks(parent != nullptr ? parent->blocks : BlockTable()),
+      index(std::move(index_in)),
+      forked_blocks(blocks.size()),
+      forked_published(index.size()) {}
 
-std::shared_ptr<Context> ContextRegistry::NewContext(const ContextOptions& options) {
-  ContextId id{};
-  while (id == ContextId{}) id = ContextId{Mix(++id_state_)};  // 0 is nobody's
-  auto context = std::make_shared<Context>();
-  context->owner =
-      std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = options});
-  return context;
+absl::StatusOr<kernels::Stream> ContextRegistry::WriteStream() {
+  const std::lock_guard lock(mu_);
+  if (!write_stream_.has_value()) {
+    INFLLM_ASSIGN_OR_RETURN(write_stream_, backend_.NewStream());
+  }
+  return *write_stream_;
 }
 
-absl::StatusOr<ContextId> ContextRegistry::Insert(std::shared_ptr<Context> context) {
+absl::StatusOr<std::shared_ptr<Context>> ContextRegistry::Insert(std::shared_ptr<Context> context) {
   const ContextId id = context->owner->context;
   const std::lock_guard lock(mu_);
+  const auto found = contexts_.find(id);
+  if (found != contexts_.end()) return found->second;
   if (static_cast<int64_t>(contexts_.size()) >= limits::kMaxContexts) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "the store has ", contexts_.size(), " contexts, its limit: drop some that are not needed"));
   }
   contexts_.emplace(id, std::move(context));
-  return id;
+  return nullptr;
 }
 
-absl::StatusOr<ContextId> ContextRegistry::Create(const ContextOptions& options) {
-  std::shared_ptr<Context> context = NewContext(options);
+absl::Status ContextRegistry::Create(const ContextId& id, const ContextOptions& options) {
+  INFLLM_ASSIGN_OR_RETURN(const kernels::Stream stream, WriteStream());
+  auto context = std::make_shared<Context>();
+  context->owner =
+      std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = options});
   for (int32_t i = 0; i < options.geometry.layers; ++i) {
-    auto layer = std::make_unique<Context::Layer>();
-    layer->index = NewBlockIndex(backend_, options.geometry, representative_bytes_);
-    context->layers.push_back(std::move(layer));
+    context->layers.push_back(std::make_unique<Context::Layer>(
+        BlockIndex(backend_, stream, options.geometry, representative_bytes_), nullptr));
   }
-  return Insert(std::move(context));
+  INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(std::move(context)));
+  if (existing == nullptr) return absl::OkStatus();
+  if (existing->parent.has_value()) {
+    return IsSomethingElse(*existing, absl::StrCat("as a fork of ", ToString(*existing->parent)));
+  }
+  if (existing->owner->options != options) return IsSomethingElse(*existing, "with other options");
+  return absl::OkStatus();
 }
 
-absl::StatusOr<ContextId> ContextRegistry::Fork(Context& parent) {
-  std::shared_ptr<Context> context = NewContext(parent.owner->options);
-  for (const auto& parent_layer : parent.layers) {
-    auto layer = std::make_unique<Context::Layer>();
-    const std::lock_guard lock(parent_layer->mu);
-    layer->blocks = parent_layer->blocks;
-    layer->index = parent_layer->index->Fork();
-    context->layers.push_back(std::move(layer));
+absl::Status ContextRegistry::Fork(Context& parent, const ContextId& child) {
+  auto context = std::make_shared<Context>();
+  context->owner = std::make_shared<const BlockOwner>(
+      BlockOwner{.context = child, .options = parent.owner->options});
+  context->parent = parent.owner->context;
+  for (const auto& layer : parent.layers) {
+    const std::lock_guard lock(layer->mu);
+    context->layers.push_back(std::make_unique<Context::Layer>(layer->index.Fork(), layer.get()));
   }
-  return Insert(std::move(context));
+  INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(std::move(context)));
+  if (existing == nullptr) return absl::OkStatus();
+  if (existing->parent != parent.owner->context) {
+    return IsSomethingElse(*existing,
+                           absl::StrCat("and is not a fork of ", ToString(parent.owner->context)));
+  }
+  for (size_t i = 0; i < parent.layers.size(); ++i) {
+    Context::Layer& layer = *existing->layers[i];
+    const int64_t blocks = layer.forked_blocks, published = layer.forked_published;
+    if (!IsAsForked(layer, blocks, published)) {
+      return IsSomethingElse(*existing, "and has grown since it was forked");
+    }
+    if (!IsAsForked(*parent.layers[i], blocks, published)) {
+      return IsSomethingElse(*existing, "and its parent has grown since it was forked");
+    }
+  }
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<Context>> ContextRegistry::Find(ContextId id) const {
+absl::StatusOr<std::shared_ptr<Context>> ContextRegistry::Find(const ContextId& id) const {
   const std::shared_lock lock(mu_);
   const auto found = contexts_.find(id);
   if (found == contexts_.end()) return NoSuchContext(id);
   return found->second;
 }
 
-absl::StatusOr<std::shared_ptr<Context>> ContextRegistry::Remove(ContextId id) {
+absl::StatusOr<std::shared_ptr<Context>> ContextRegistry::Remove(const ContextId& id) {
   const std::lock_guard lock(mu_);
   const auto found = contexts_.find(id);
   if (found == contexts_.end()) return NoSuchContext(id);

@@ -4,10 +4,13 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <shared_mutex>
 #include <unordered_map>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/hash/hash.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "memstore/block_index.h"
@@ -37,11 +40,18 @@ class BlockTable {
 // One context. Every layer has its own lock, which covers no I/O.
 struct Context {
   struct Layer {
+    // `parent` is locked by the caller, or null.
+    Layer(BlockIndex index_in, const Layer* parent);
+
     std::mutex mu;
-    BlockTable blocks;                  // guarded by mu
-    std::unique_ptr<BlockIndex> index;  // guarded by mu; its size() blocks are published
+    BlockTable blocks ABSL_GUARDED_BY(mu);
+    BlockIndex index ABSL_GUARDED_BY(mu);  // its size() blocks are published
+    // Sizes of both that the context began with: those of its parent then.
+    const int64_t forked_blocks;
+    const int64_t forked_published;
   };
   std::shared_ptr<const BlockOwner> owner;  // shared with the blocks appended here
+  std::optional<ContextId> parent;          // that it was forked from
   std::vector<std::unique_ptr<Layer>> layers;
   std::atomic<bool> sealed = false;  // checked under a layer's lock before the layer changes
 
@@ -53,28 +63,32 @@ struct Context {
 class ContextRegistry {
  public:
   // `backend` must outlive the registry and all contexts.
-  explicit ContextRegistry(kernels::Backend& backend);
+  explicit ContextRegistry(kernels::Backend& backend) : backend_(backend) {}
 
-  // RESOURCE_EXHAUSTED: limits::kMaxContexts exist.
-  absl::StatusOr<ContextId> Create(const ContextOptions& options);
-  absl::StatusOr<ContextId> Fork(Context& parent);
+  // Both may be repeated, as MemoryStore says.
+  //   ALREADY_EXISTS      the id is that of something else
+  //   RESOURCE_EXHAUSTED  limits::kMaxContexts exist
+  absl::Status Create(const ContextId& id, const ContextOptions& options);
+  absl::Status Fork(Context& parent, const ContextId& child);
   // NOT_FOUND
-  absl::StatusOr<std::shared_ptr<Context>> Find(ContextId id) const;
-  absl::StatusOr<std::shared_ptr<Context>> Remove(ContextId id);
+  absl::StatusOr<std::shared_ptr<Context>> Find(const ContextId& id) const;
+  absl::StatusOr<std::shared_ptr<Context>> Remove(const ContextId& id);
 
   int64_t size() const;
   int64_t representative_bytes() const { return representative_bytes_; }
 
  private:
-  // Without layers.
-  std::shared_ptr<Context> NewContext(const ContextOptions& options);
-  absl::StatusOr<ContextId> Insert(std::shared_ptr<Context> context);
+  // The stream that writes representatives.
+  absl::StatusOr<kernels::Stream> WriteStream();
+  // Null if it is in, or what has the id already.
+  absl::StatusOr<std::shared_ptr<Context>> Insert(std::shared_ptr<Context> context);
 
   kernels::Backend& backend_;
   std::atomic<int64_t> representative_bytes_ = 0;
-  std::atomic<uint64_t> id_state_;
   mutable std::shared_mutex mu_;
-  std::unordered_map<ContextId, std::shared_ptr<Context>> contexts_;  // guarded by mu_
+  std::optional<kernels::Stream> write_stream_ ABSL_GUARDED_BY(mu_);  // made for the first context
+  std::unordered_map<ContextId, std::shared_ptr<Context>, absl::Hash<ContextId>> contexts_
+      ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace infllm::memstore

@@ -30,21 +30,29 @@ constexpr auto kTables = [] {
   return tables;
 }();
 
-uint64_t Load64(const std::byte* p) {
-  uint64_t word;
-  std::memcpy(&word, p, sizeof(word));
+// Loads a Word from p + at; where the data is copied, too, stores it at out + at.
+template <typename Word, bool kCopy>
+inline Word Take(const std::byte* p, std::byte* out, size_t at) {
+  Word word;
+  std::memcpy(&word, p + at, sizeof(word));
+  if constexpr (kCopy) std::memcpy(out + at, &word, sizeof(word));
   return word;
 }
 
-// All functions below work on the register, the complement of the checksum.
-uint32_t UpdatePortable(uint32_t crc, const std::byte* p, size_t size) {
+// All functions below work on the register, the complement of the checksum. `out` is not used
+// unless kCopy.
+template <bool kCopy>
+uint32_t UpdatePortable(uint32_t crc, const std::byte* p, size_t size, std::byte* out) {
   static_assert(std::endian::native == std::endian::little);
-  for (; size >= 8; p += 8, size -= 8) {
-    const uint64_t word = Load64(p) ^ crc;
+  size_t at = 0;
+  for (; at + 8 <= size; at += 8) {
+    const uint64_t word = Take<uint64_t, kCopy>(p, out, at) ^ crc;
     crc = 0;
     for (size_t k = 0; k < 8; ++k) crc ^= kTables[7 - k][(word >> (8 * k)) & 0xff];
   }
-  for (; size > 0; ++p, --size) crc = (crc >> 8) ^ kTables[0][(crc ^ uint32_t(*p)) & 0xff];
+  for (; at < size; ++at) {
+    crc = (crc >> 8) ^ kTables[0][(crc ^ Take<uint8_t, kCopy>(p, out, at)) & 0xff];
+  }
   return crc;
 }
 
@@ -81,55 +89,69 @@ uint32_t Shift(const ShiftTable& table, uint32_t crc) {
 constexpr size_t kLong = 4096;
 constexpr size_t kShort = 256;
 
-template <size_t kStream>
-__attribute__((target("sse4.2"))) void UpdateStreams(uint64_t& crc, const std::byte*& p,
-                                                     size_t& size, const ShiftTable& shift) {
-  while (size >= 3 * kStream) {
+template <size_t kStream, bool kCopy>
+__attribute__((target("sse4.2"))) void UpdateStreams(uint64_t& crc, const std::byte* p, size_t size,
+                                                     std::byte* out, size_t& at,
+                                                     const ShiftTable& shift) {
+  while (size - at >= 3 * kStream) {
     uint64_t second = 0, third = 0;
-    for (const std::byte* end = p + kStream; p < end; p += 8) {
-      crc = _mm_crc32_u64(crc, Load64(p));
-      second = _mm_crc32_u64(second, Load64(p + kStream));
-      third = _mm_crc32_u64(third, Load64(p + 2 * kStream));
+    for (const size_t end = at + kStream; at < end; at += 8) {
+      crc = _mm_crc32_u64(crc, Take<uint64_t, kCopy>(p, out, at));
+      second = _mm_crc32_u64(second, Take<uint64_t, kCopy>(p, out, at + kStream));
+      third = _mm_crc32_u64(third, Take<uint64_t, kCopy>(p, out, at + 2 * kStream));
     }
     crc = Shift(shift, static_cast<uint32_t>(crc)) ^ second;
     crc = Shift(shift, static_cast<uint32_t>(crc)) ^ third;
-    p += 2 * kStream;
-    size -= 3 * kStream;
+    at += 2 * kStream;
   }
 }
 
+template <bool kCopy>
 __attribute__((target("sse4.2"))) uint32_t UpdateSse42(uint32_t register_value, const std::byte* p,
-                                                       size_t size) {
+                                                       size_t size, std::byte* out) {
   static const ShiftTable long_shift = MakeShiftTable(kLong);
   static const ShiftTable short_shift = MakeShiftTable(kShort);
   uint64_t crc = register_value;
-  UpdateStreams<kLong>(crc, p, size, long_shift);
-  UpdateStreams<kShort>(crc, p, size, short_shift);
-  for (; size >= 8; p += 8, size -= 8) crc = _mm_crc32_u64(crc, Load64(p));
-  for (; size > 0; ++p, --size) crc = _mm_crc32_u8(static_cast<uint32_t>(crc), uint8_t(*p));
+  size_t at = 0;
+  UpdateStreams<kLong, kCopy>(crc, p, size, out, at, long_shift);
+  UpdateStreams<kShort, kCopy>(crc, p, size, out, at, short_shift);
+  for (; at + 8 <= size; at += 8) crc = _mm_crc32_u64(crc, Take<uint64_t, kCopy>(p, out, at));
+  for (; at < size; ++at) {
+    crc = _mm_crc32_u8(static_cast<uint32_t>(crc), Take<uint8_t, kCopy>(p, out, at));
+  }
   return static_cast<uint32_t>(crc);
 }
 
 #endif
 
-using UpdateFunction = uint32_t (*)(uint32_t, const std::byte*, size_t);
+using UpdateFunction = uint32_t (*)(uint32_t, const std::byte*, size_t, std::byte*);
 
+template <bool kCopy>
 UpdateFunction PickUpdate() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("sse4.2")) return &UpdateSse42;
+  if (__builtin_cpu_supports("sse4.2")) return &UpdateSse42<kCopy>;
 #endif
-  return &UpdatePortable;
+  return &UpdatePortable<kCopy>;
 }
 
 }  // namespace
 
 uint32_t ExtendCrc32c(uint32_t crc, std::span<const std::byte> data) {
-  static const UpdateFunction update = PickUpdate();
-  return ~update(~crc, data.data(), data.size());
+  static const UpdateFunction update = PickUpdate<false>();
+  return ~update(~crc, data.data(), data.size(), nullptr);
+}
+
+uint32_t CopyWithCrc32c(std::span<const std::byte> data, std::byte* out) {
+  static const UpdateFunction update = PickUpdate<true>();
+  return ~update(~uint32_t{0}, data.data(), data.size(), out);
 }
 
 uint32_t ExtendCrc32cPortable(uint32_t crc, std::span<const std::byte> data) {
-  return ~UpdatePortable(~crc, data.data(), data.size());
+  return ~UpdatePortable<false>(~crc, data.data(), data.size(), nullptr);
+}
+
+uint32_t CopyWithCrc32cPortable(std::span<const std::byte> data, std::byte* out) {
+  return ~UpdatePortable<true>(~uint32_t{0}, data.data(), data.size(), out);
 }
 
 }  // namespace infllm::memstore

@@ -12,7 +12,13 @@ namespace infllm::memstore {
 uint32_t ExtendCrc32c(uint32_t crc, std::span<const std::byte> data);
 inline uint32_t Crc32c(std::span<const std::byte> data) { return ExtendCrc32c(0, data); }
 
-// The table-driven form, on any CPU.
+// Copies `data` to `out`, which must not overlap it, and returns the Crc32c of what was written, in
+// one pass. Every byte is read once: whatever else changes `data` meanwhile, the checksum is that
+// of the copy.
+uint32_t CopyWithCrc32c(std::span<const std::byte> data, std::byte* out);
+
+// The table-driven forms, on any CPU.
 uint32_t ExtendCrc32cPortable(uint32_t crc, std::span<const std::byte> data);
+uint32_t CopyWithCrc32cPortable(std::span<const std::byte> data, std::byte* out);
 
 }  // namespace infllm::memstore

@@ -3,6 +3,7 @@
 #include <mutex>
 #include <string>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "memstore/cold_store.h"
 
@@ -11,10 +12,12 @@ namespace {
 
 class FakeColdStore final : public ColdStore {
  public:
-  absl::Status Put(std::span<const Record> records) override {
+  absl::Status Put(std::span<const Entry> entries) override {
     const std::lock_guard lock(mu_);
-    for (const Record& record : records) {
-      values_[std::string(record.key)].assign(record.value.begin(), record.value.end());
+    for (const Entry& entry : entries) {
+      std::vector<std::byte>& value = values_[std::string(entry.key)];
+      value.assign(entry.head.begin(), entry.head.end());
+      value.insert(value.end(), entry.body.begin(), entry.body.end());
     }
     return absl::OkStatus();
   }
@@ -48,7 +51,7 @@ class FakeColdStore final : public ColdStore {
 
  private:
   std::mutex mu_;
-  std::map<std::string, std::vector<std::byte>, std::less<>> values_;  // guarded by mu_
+  std::map<std::string, std::vector<std::byte>, std::less<>> values_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace

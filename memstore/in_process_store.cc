@@ -2,22 +2,23 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/context_registry.h"
-#include "memstore/crc32c.h"
 #include "memstore/limits.h"
+#include "memstore/selector.h"
 #include "memstore/tiered_blocks.h"
 #include "memstore/validate.h"
 
 namespace infllm::memstore {
 namespace {
 
-absl::Status Sealed(ContextId id) {
-  return absl::FailedPreconditionError(absl::StrCat("context ", static_cast<uint64_t>(id),
-                                                    " is sealed: fork it and go on in the fork"));
+absl::Status Sealed(const ContextId& id) {
+  return absl::FailedPreconditionError(
+      absl::StrCat("context ", ToString(id), " is sealed: fork it and go on in the fork"));
 }
 
 absl::Status Gap(absl::string_view what, int64_t first_block, int64_t size) {
@@ -25,29 +26,16 @@ absl::Status Gap(absl::string_view what, int64_t first_block, int64_t size) {
       what, " of block ", first_block, " would leave a gap: the next block is ", size));
 }
 
-// The best of every group of heads: ascending, each block once.
-std::vector<SelectedBlock> Merge(const std::vector<std::vector<ScoredBlock>>& best,
-                                 bool per_kv_head) {
-  std::vector<SelectedBlock> all;
-  for (size_t group = 0; group < best.size(); ++group) {
-    const uint64_t kv_heads = per_kv_head ? uint64_t{1} << group : ~uint64_t{0};
-    for (const ScoredBlock& block : best[group]) {
-      all.push_back({.index = block.index, .score = block.score, .kv_heads = kv_heads});
-    }
+// The blocks below `end`.
+IndexView Clipped(const IndexView& view, int64_t end) {
+  IndexView clipped{.pin = view.pin};
+  for (const kernels::RepresentativeChunk& chunk : view.chunks) {
+    if (clipped.blocks >= end) break;
+    const int64_t blocks = std::min(chunk.blocks, end - clipped.blocks);
+    clipped.chunks.push_back({.data = chunk.data, .blocks = blocks});
+    clipped.blocks += blocks;
   }
-  std::sort(all.begin(), all.end(),
-            [](const SelectedBlock& a, const SelectedBlock& b) { return a.index < b.index; });
-  std::vector<SelectedBlock> blocks;
-  blocks.reserve(all.size());
-  for (const SelectedBlock& block : all) {
-    if (blocks.empty() || blocks.back().index != block.index) {
-      blocks.push_back(block);
-    } else {
-      blocks.back().kv_heads |= block.kv_heads;
-      blocks.back().score = std::max(blocks.back().score, block.score);
-    }
-  }
-  return blocks;
+  return clipped;
 }
 
 class InProcessStore final : public MemoryStore {
@@ -56,11 +44,13 @@ class InProcessStore final : public MemoryStore {
                  std::unique_ptr<ColdStore> cold)
       : ram_capacity_bytes_(options.ram_capacity_bytes),
         tiers_(TieredBlocks::Create(options.ram_capacity_bytes, std::move(cold))),
-        contexts_(backend) {}
+        contexts_(backend),
+        selector_(backend) {}
   // Handles may outlive the store: their payloads stay, the thread and the cold store do not.
   ~InProcessStore() override { tiers_->Shutdown(); }
 
-  absl::StatusOr<ContextId> Create(const ContextOptions& options) override {
+  absl::Status Create(const ContextId& id, const ContextOptions& options) override {
+    INFLLM_RETURN_IF_ERROR(Validate(id));
     INFLLM_RETURN_IF_ERROR(Validate(options));
     const size_t payload_bytes = options.geometry.payload_bytes();
     if (static_cast<int64_t>(payload_bytes) > ram_capacity_bytes_) {
@@ -68,27 +58,27 @@ class InProcessStore final : public MemoryStore {
                                                        " bytes, the whole RAM tier ",
                                                        ram_capacity_bytes_, ": raise --ram-bytes"));
     }
-    return contexts_.Create(options);
+    return contexts_.Create(id, options);
   }
 
-  absl::Status Append(ContextId id, int32_t layer_index, int64_t first_block,
-                      std::span<const std::byte> payloads) override {
+  absl::Status Append(const ContextId& id, int32_t layer_index, int64_t first_block,
+                      std::span<const std::span<const std::byte>> payloads) override {
     INFLLM_ASSIGN_OR_RETURN(const Place place, Find(id, layer_index));
     const size_t payload_bytes = place.context->geometry().payload_bytes();
-    if (payloads.size() % payload_bytes != 0) {
-      return absl::InvalidArgumentError(absl::StrCat("payloads have ", payloads.size(),
-                                                     " bytes, must be a multiple of the ",
-                                                     "context's block of ", payload_bytes));
+    for (size_t i = 0; i < payloads.size(); ++i) {
+      if (payloads[i].size() == payload_bytes) continue;
+      return absl::InvalidArgumentError(absl::StrCat("payload ", i, " has ", payloads[i].size(),
+                                                     " bytes, a block of the context has ",
+                                                     payload_bytes));
     }
     INFLLM_RETURN_IF_ERROR(CheckIndex(first_block));
-    for (int64_t block = first_block; !payloads.empty(); ++block) {
-      INFLLM_RETURN_IF_ERROR(AppendOne(place, block, payloads.first(payload_bytes)));
-      payloads = payloads.subspan(payload_bytes);
+    for (size_t i = 0; i < payloads.size(); ++i) {
+      INFLLM_RETURN_IF_ERROR(AppendOne(place, first_block + static_cast<int64_t>(i), payloads[i]));
     }
     return absl::OkStatus();
   }
 
-  absl::Status Publish(ContextId id, int32_t layer_index, int64_t first_block,
+  absl::Status Publish(const ContextId& id, int32_t layer_index, int64_t first_block,
                        std::span<const float> representatives) override {
     INFLLM_ASSIGN_OR_RETURN(const Place place, Find(id, layer_index));
     const Geometry& geometry = place.context->geometry();
@@ -98,7 +88,7 @@ class InProcessStore final : public MemoryStore {
     const int64_t count = static_cast<int64_t>(representatives.size() / floats);
 
     const std::lock_guard lock(place.layer->mu);
-    BlockIndex& index = *place.layer->index;
+    BlockIndex& index = place.layer->index;
     if (place.context->sealed) return Sealed(id);
     if (first_block > index.size()) return Gap("publishing", first_block, index.size());
     if (first_block + count > place.layer->blocks.size()) {
@@ -108,7 +98,10 @@ class InProcessStore final : public MemoryStore {
     }
     const int64_t known = std::min(count, index.size() - first_block);
     for (int64_t i = 0; i < known; ++i) {
-      if (!index.Holds(first_block + i, representatives.subspan(i * floats, floats))) {
+      INFLLM_ASSIGN_OR_RETURN(
+          const bool same,
+          index.Holds(first_block + i, representatives.subspan(i * floats, floats)));
+      if (!same) {
         return absl::AlreadyExistsError(
             absl::StrCat("block ", first_block + i, " of layer ", layer_index,
                          " has been published with different representatives"));
@@ -117,40 +110,46 @@ class InProcessStore final : public MemoryStore {
     return index.Add(representatives.subspan(known * floats));
   }
 
-  absl::StatusOr<Selection> Select(ContextId id, int32_t layer_index,
-                                   const SelectRequest& request) override {
-    INFLLM_ASSIGN_OR_RETURN(const Place place, Find(id, layer_index));
-    INFLLM_RETURN_IF_ERROR(Validate(request, place.context->geometry()));
+  absl::StatusOr<std::vector<Selection>> Select(const SelectRequest& request) override {
+    INFLLM_RETURN_IF_ERROR(Validate(request));
     ++selects_;
-
-    Selection selection;
-    std::vector<std::shared_ptr<StoredBlock>> lacking;
-    std::vector<size_t> positions;  // in the selection, of those
-    {
-      const std::lock_guard lock(place.layer->mu);
-      INFLLM_ASSIGN_OR_RETURN(const auto best,
-                              place.layer->index->TopK(request.query, request.k, request.scoring,
-                                                       request.per_kv_head, request.upcoming));
-      selection.blocks = Merge(best, request.per_kv_head);
-      auto have = request.have.begin();
-      for (size_t i = 0; i < selection.blocks.size(); ++i) {
-        const int64_t index = selection.blocks[i].index;
-        while (have != request.have.end() && *have < index) ++have;
-        if (have == request.have.end() || *have != index) {
-          positions.push_back(i);
-          lacking.push_back(place.layer->blocks[index]);
-        }
-      }
+    std::vector<Selection> selections(request.queries.size());
+    std::vector<Place> places(request.queries.size());
+    std::vector<RankQuery> ranked;
+    std::vector<size_t> positions;  // in the request, of those
+    Views views;
+    int64_t selected = 0;
+    for (size_t i = 0; i < request.queries.size(); ++i) {
+      const SelectQuery& query = request.queries[i];
+      selections[i].status = Prepare(query, request.layer, places[i]);
+      if (!selections[i].status.ok()) continue;
+      ranked.push_back({.query = query.query,
+                        .geometry = &places[i].context->geometry(),
+                        .view = views.Of(*places[i].layer, query.end_block),
+                        .k = query.k});
+      positions.push_back(i);
+      selected += std::min<int64_t>(query.k, ranked.back().view->blocks);
     }
-    if (lacking.empty()) return selection;
-    INFLLM_ASSIGN_OR_RETURN(std::vector<BlockHandle> handles, tiers_->Acquire(lacking));
-    for (size_t i = 0; i < handles.size(); ++i) {
-      selection.blocks[positions[i]].block = std::move(handles[i]);
+    INFLLM_RETURN_IF_ERROR(CheckField("number of blocks that all queries select", selected, 0,
+                                      limits::kMaxSelectedBlocks));
+    INFLLM_ASSIGN_OR_RETURN(const auto best, selector_.Rank(request.scoring, ranked));
+    for (size_t i = 0; i < best.size(); ++i) {
+      Selection& selection = selections[positions[i]];
+      auto blocks =
+          Payloads(*places[positions[i]].layer, best[i], request.queries[positions[i]].have);
+      selection.status = blocks.status();
+      if (blocks.ok()) selection.blocks = *std::move(blocks);
     }
-    return selection;
+    return selections;
   }
 
-  absl::StatusOr<std::vector<BlockHandle>> Fetch(ContextId id, int32_t layer_index,
+  absl::StatusOr<IndexView> View(const ContextId& id, int32_t layer_index) override {
+    INFLLM_ASSIGN_OR_RETURN(const Place place, Find(id, layer_index));
+    const std::lock_guard lock(place.layer->mu);
+    return place.layer->index.View();
+  }
+
+  absl::StatusOr<std::vector<BlockHandle>> Fetch(const ContextId& id, int32_t layer_index,
                                                  std::span<const int64_t> indices) override {
     INFLLM_ASSIGN_OR_RETURN(const Place place, Find(id, layer_index));
     INFLLM_RETURN_IF_ERROR(
@@ -171,7 +170,7 @@ class InProcessStore final : public MemoryStore {
     return tiers_->Acquire(blocks);
   }
 
-  absl::Status Seal(ContextId id) override {
+  absl::Status Seal(const ContextId& id) override {
     INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Find(id));
     context->sealed = true;
     // Whoever holds a layer's lock may have looked before; afterwards nothing changes any more.
@@ -179,12 +178,13 @@ class InProcessStore final : public MemoryStore {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<ContextId> Fork(ContextId id) override {
-    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Find(id));
-    return contexts_.Fork(*context);
+  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
+    INFLLM_RETURN_IF_ERROR(Validate(child));
+    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Find(parent));
+    return contexts_.Fork(*context, child);
   }
 
-  absl::Status Drop(ContextId id) override {
+  absl::Status Drop(const ContextId& id) override {
     { INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Remove(id)); }
     tiers_->DeleteDropped();
     return absl::OkStatus();
@@ -206,7 +206,7 @@ class InProcessStore final : public MemoryStore {
     Context::Layer* layer = nullptr;
   };
 
-  absl::StatusOr<Place> Find(ContextId id, int32_t layer) const {
+  absl::StatusOr<Place> Find(const ContextId& id, int32_t layer) const {
     Place place;
     INFLLM_ASSIGN_OR_RETURN(place.context, contexts_.Find(id));
     const int32_t layers = place.context->geometry().layers;
@@ -225,13 +225,12 @@ class InProcessStore final : public MemoryStore {
         absl::StrCat("first_block is ", first_block, ", must not be negative"));
   }
 
+  // A payload that is new is read once, while it is copied.
   absl::Status AppendOne(const Place& place, int64_t block, std::span<const std::byte> payload) {
-    const uint32_t crc = Crc32c(payload);
     INFLLM_ASSIGN_OR_RETURN(std::shared_ptr<StoredBlock> stored, StoredOrNext(place, block));
-    if (stored != nullptr) return CheckSame(stored, payload, crc);
-    INFLLM_ASSIGN_OR_RETURN(
-        std::shared_ptr<StoredBlock> fresh,
-        tiers_->Store(place.context->owner, place.layer_index, block, payload, crc));
+    if (stored != nullptr) return CheckSame(stored, payload);
+    INFLLM_ASSIGN_OR_RETURN(std::shared_ptr<StoredBlock> fresh,
+                            tiers_->Store(place.context->owner, place.layer_index, block, payload));
     {
       const std::lock_guard lock(place.layer->mu);
       if (place.context->sealed) return Sealed(place.context->owner->context);
@@ -241,7 +240,7 @@ class InProcessStore final : public MemoryStore {
       }
       stored = place.layer->blocks[block];  // another call has been faster
     }
-    return CheckSame(stored, payload, crc);
+    return CheckSame(stored, payload);
   }
 
   // The block if it is stored, null if it is the next to be.
@@ -254,21 +253,75 @@ class InProcessStore final : public MemoryStore {
   }
 
   absl::Status CheckSame(const std::shared_ptr<StoredBlock>& stored,
-                         std::span<const std::byte> payload, uint32_t crc) {
-    bool same = stored->payload_crc() == crc;
-    if (same) {
-      INFLLM_ASSIGN_OR_RETURN(const std::vector<BlockHandle> handles,
-                              tiers_->Acquire({&stored, 1}, TieredBlocks::Use::kCompare));
-      same = std::memcmp(handles[0].payload().data(), payload.data(), payload.size()) == 0;
+                         std::span<const std::byte> payload) {
+    INFLLM_ASSIGN_OR_RETURN(const std::vector<BlockHandle> handles,
+                            tiers_->Acquire({&stored, 1}, TieredBlocks::Use::kCompare));
+    if (std::memcmp(handles[0].payload().data(), payload.data(), payload.size()) == 0) {
+      return absl::OkStatus();
     }
-    if (same) return absl::OkStatus();
     return absl::AlreadyExistsError(absl::StrCat(
-        Name(stored->identity()), " is stored with different bytes; a stored block never changes"));
+        ToString(stored->key()), " is stored with different bytes; a stored block never changes"));
+  }
+
+  // What the queries of one Select see of the indices: one view of each, however many queries
+  // it serves.
+  class Views {
+   public:
+    std::shared_ptr<const IndexView> Of(Context::Layer& layer, int64_t end_block) {
+      std::shared_ptr<const IndexView>& whole = views_[{&layer, INT64_MAX}];
+      if (whole == nullptr) {
+        const std::lock_guard lock(layer.mu);
+        whole = std::make_shared<const IndexView>(layer.index.View());
+      }
+      if (end_block >= whole->blocks) return whole;
+      std::shared_ptr<const IndexView>& clipped = views_[{&layer, end_block}];
+      if (clipped == nullptr) {
+        clipped = std::make_shared<const IndexView>(Clipped(*whole, end_block));
+      }
+      return clipped;
+    }
+
+   private:
+    std::map<std::pair<Context::Layer*, int64_t>, std::shared_ptr<const IndexView>> views_;
+  };
+
+  absl::Status Prepare(const SelectQuery& query, int32_t layer_index, Place& place) const {
+    INFLLM_ASSIGN_OR_RETURN(place, Find(query.context, layer_index));
+    return Validate(query, place.context->geometry());
+  }
+
+  // The blocks that a query has selected, with payload unless it has them.
+  absl::StatusOr<std::vector<SelectedBlock>> Payloads(Context::Layer& layer,
+                                                      std::span<const RankedBlock> best,
+                                                      std::span<const int64_t> have) {
+    std::vector<SelectedBlock> selected;
+    std::vector<std::shared_ptr<StoredBlock>> lacking;
+    std::vector<size_t> positions;  // among the selected, of those
+    selected.reserve(best.size());
+    {
+      const std::lock_guard lock(layer.mu);
+      auto next = have.begin();
+      for (const auto& [index, score] : best) {
+        while (next != have.end() && *next < index) ++next;
+        if (next == have.end() || *next != index) {
+          positions.push_back(selected.size());
+          lacking.push_back(layer.blocks[index]);
+        }
+        selected.push_back({.index = index, .score = score});
+      }
+    }
+    if (lacking.empty()) return selected;
+    INFLLM_ASSIGN_OR_RETURN(std::vector<BlockHandle> handles, tiers_->Acquire(lacking));
+    for (size_t i = 0; i < handles.size(); ++i) {
+      selected[positions[i]].block = std::move(handles[i]);
+    }
+    return selected;
   }
 
   const int64_t ram_capacity_bytes_;
   const std::shared_ptr<TieredBlocks> tiers_;  // shared with blocks, which handles keep alive
   ContextRegistry contexts_;
+  Selector selector_;
   std::atomic<int64_t> selects_ = 0;
 };
 

@@ -15,8 +15,8 @@ struct InProcessOptions {
 
 // The store itself; the daemon serves one, an embedded worker owns one. Payloads live in the RAM
 // tier and, when it is full, the least recently used go to `cold` (may be null: then a full RAM
-// tier is RESOURCE_EXHAUSTED). `backend` must be host-accessible and outlive the store. Handles may
-// outlive the store; the cold store is closed with it.
+// tier is RESOURCE_EXHAUSTED). Representatives live in memory of `backend`, which must outlive the
+// store. Handles may outlive the store; the cold store is closed with it.
 std::unique_ptr<MemoryStore> NewInProcessStore(const InProcessOptions& options,
                                                kernels::Backend& backend,
                                                std::unique_ptr<ColdStore> cold);

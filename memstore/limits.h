@@ -8,17 +8,17 @@
 namespace infllm::memstore::limits {
 
 inline constexpr size_t kMaxTenantBytes = 256;        // stored whole in every block's header
+inline constexpr size_t kMaxRecipeBytes = 1024;       // a line of options
 inline constexpr int64_t kMaxContexts = 65536;        // a context without blocks is a few KB
 inline constexpr int32_t kMaxLayers = 1024;           // Llama 3 405B has 126
 inline constexpr int32_t kMaxHeads = 1024;            // 128 there
 inline constexpr int32_t kMaxHeadDim = 1024;          // 256 in the widest families
 inline constexpr int32_t kMaxBlockTokens = 8192;      // the published method uses 128
 inline constexpr size_t kMaxPayloadBytes = 64 << 20;  // 13B multi-head fp32 blocks of 512: 20 MiB
-inline constexpr int32_t kMaxReprTopK = 64;           // the published method uses 4
-// Of one block's representative as fp32: 64 keys each of 128 heads of 128 are 4 MiB.
-inline constexpr size_t kMaxRepresentativeBytes = 64 << 20;
-inline constexpr int32_t kMaxSelectingKvHeads = 64;  // KV heads that select: bits of a mask
-inline constexpr int32_t kMaxSelect = 65536;         // blocks of one Select or Fetch
-inline constexpr int64_t kMaxUpcoming = 64;          // queries announced by one Select
+inline constexpr int32_t kMaxSelect = 65536;          // blocks of one query, or of one Fetch
+inline constexpr int64_t kMaxQueries = 4096;          // of one Select
+// Blocks of all queries of one Select, as far as they are published: 256 for each of the most
+// queries.
+inline constexpr int64_t kMaxSelectedBlocks = int64_t{1} << 20;
 
 }  // namespace infllm::memstore::limits

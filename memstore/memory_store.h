@@ -59,7 +59,8 @@ struct Selection {
 struct IndexView {
   std::vector<kernels::RepresentativeChunk> chunks;
   int64_t blocks = 0;
-  std::shared_ptr<const void> pin;  // keeps the chunks in place; they never change
+  // Keeps the chunks in place; they never change. Must be let go before the store is.
+  std::shared_ptr<const void> pin;
 };
 
 struct StoreStats {
@@ -87,9 +88,9 @@ class MemoryStore {
  public:
   virtual ~MemoryStore() = default;
 
-  // Makes an empty context. Repeating a call is OK.
-  //   INVALID_ARGUMENT    names the field that is out of its limits (limits.h)
-  //   ALREADY_EXISTS      the context exists with other options
+  // Makes an empty context. Repeating a call is OK, and leaves the context as it has become.
+  //   INVALID_ARGUMENT    names the field that is out of its limits (limits.h); the id is zero
+  //   ALREADY_EXISTS      the context exists with other options, or is a fork
   //   RESOURCE_EXHAUSTED  too many contexts, or the RAM tier is smaller than one block
   virtual absl::Status Create(const ContextId& id, const ContextOptions& options) = 0;
 
@@ -118,7 +119,8 @@ class MemoryStore {
   //   NOT_FOUND, OUT_OF_RANGE, INVALID_ARGUMENT (query not finite, k out of its limits, `have` not
   //   ascending); DATA_LOSS: a needed block failed its integrity check, it is never returned;
   //   RESOURCE_EXHAUSTED: the payloads do not fit in RAM next to those that handles hold already
-  // Errors of the whole call: INVALID_ARGUMENT (too many queries), UNAVAILABLE, CANCELLED.
+  // Errors of the whole call: INVALID_ARGUMENT (too many queries, or more than
+  // limits::kMaxSelectedBlocks blocks for all of them together), UNAVAILABLE, CANCELLED.
   virtual absl::StatusOr<std::vector<Selection>> Select(const SelectRequest& request) = 0;
 
   //   UNIMPLEMENTED  the store is not in this process: Select
@@ -136,7 +138,8 @@ class MemoryStore {
 
   // A new, unsealed context that shares all stored blocks and representatives and then grows apart.
   // Repeating a call is OK, as long as neither has grown.
-  //   ALREADY_EXISTS  `child` exists and is something else
+  //   ALREADY_EXISTS    `child` exists and is something else
+  //   INVALID_ARGUMENT  `child` is zero
   virtual absl::Status Fork(const ContextId& parent, const ContextId& child) = 0;
 
   // Forgets the context; payloads go when no fork needs them.

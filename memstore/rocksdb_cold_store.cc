@@ -19,6 +19,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/cold_store.h"
@@ -124,8 +125,8 @@ class ReaderPool {
   std::mutex mu_;
   std::condition_variable work_;
   std::condition_variable done_;
-  std::deque<Job*> queue_;  // one entry per thread that the job would like
-  bool stopping_ = false;
+  std::deque<Job*> queue_ ABSL_GUARDED_BY(mu_);  // a job once per thread that it would like
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<std::thread> threads_;
 };
 
@@ -143,7 +144,7 @@ int AllowOpenFiles() {
   return static_cast<int>(std::min<rlim_t>(limit.rlim_cur, kWantedOpenFiles) / 2);
 }
 
-// What the measurements behind this say (1 to 2 GiB of records, next to raw O_DIRECT of the same
+// What the measurements behind this say (1 to 2 GiB of values, next to raw O_DIRECT of the same
 // sizes; 4 busy vCPUs, so only large differences count): Get of 16 keeps up with raw pread by four
 // threads at 4, 64 and 512 KB, Get of one reaches 0.8 of it. Put is bound by the CPU, not the disk:
 // it takes 0.9 CPU seconds per GB, of the writer and the flushing threads together.
@@ -166,9 +167,9 @@ rocksdb::Options MakeOptions(bool direct_io) {
   options.max_background_jobs = 8;
   options.writable_file_max_buffer_size = size_t{2} << 20;
   options.max_open_files = AllowOpenFiles();
-  // Keys grow with every record (cold_key.h), so files do not overlap and a compaction from level
+  // Keys grow with every entry (cold_key.h), so files do not overlap and a compaction from level
   // 0 to 1 moves them without reading: seen in the log for all files of a run. Only deletes of
-  // single records rewrite their neighbours. Readers find the one file by binary search.
+  // single entries rewrite their neighbours. Readers find the one file by binary search.
   options.num_levels = 2;
   options.level0_file_num_compaction_trigger = 4;
   options.level0_slowdown_writes_trigger = 1 << 20;
@@ -232,12 +233,15 @@ class RocksDbColdStore final : public ColdStore {
                      needed >> 20, " MiB are needed: free space on it or give another --cold-dir"));
   }
 
-  absl::Status Put(std::span<const Record> records) override {
+  absl::Status Put(std::span<const Entry> entries) override {
     size_t bytes = 0;
-    for (const Record& record : records) bytes += record.key.size() + record.value.size() + 16;
+    for (const Entry& entry : entries) bytes += entry.key.size() + entry.value_bytes() + 16;
     rocksdb::WriteBatch batch(bytes);
-    for (const Record& record : records) {
-      const rocksdb::Status status = batch.Put(ToSlice(record.key), ToSlice(record.value));
+    for (const Entry& entry : entries) {
+      const rocksdb::Slice key = ToSlice(entry.key);
+      const rocksdb::Slice value[] = {ToSlice(entry.head), ToSlice(entry.body)};
+      const rocksdb::Status status =
+          batch.Put(rocksdb::SliceParts(&key, 1), rocksdb::SliceParts(value, 2));
       if (!status.ok()) return FromRocksDb(status, directory_);
     }
     INFLLM_RETURN_IF_ERROR(CheckDiskHolds(bytes));

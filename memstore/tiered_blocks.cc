@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/cold_key.h"
+#include "memstore/crc32c.h"
 
 namespace infllm::memstore {
 namespace {
@@ -56,11 +57,10 @@ StoredBlock::~StoredBlock() {
 }
 
 BlockIdentity StoredBlock::identity() const {
-  return {.context = owner_->context,
-          .layer = layer_,
-          .index = index_,
+  return {.key = key(),
           .tenant = owner_->options.tenant,
           .model = owner_->options.model,
+          .recipe = owner_->options.recipe,
           .geometry = owner_->options.geometry};
 }
 
@@ -90,13 +90,13 @@ void TieredBlocks::Shutdown() {
 
 absl::StatusOr<std::shared_ptr<StoredBlock>> TieredBlocks::Store(
     std::shared_ptr<const BlockOwner> owner, int32_t layer, int64_t index,
-    std::span<const std::byte> payload, uint32_t payload_crc) {
+    std::span<const std::byte> payload) {
   std::byte* slot;
   {
     Lock lock(mu_);
     INFLLM_ASSIGN_OR_RETURN(slot, Reserve(lock, payload.size()));
   }
-  std::memcpy(slot, payload.data(), payload.size());
+  const uint32_t payload_crc = CopyWithCrc32c(payload, slot);
   auto block = std::make_shared<StoredBlock>(shared_from_this(), std::move(owner), layer, index,
                                              payload_crc);
   const std::lock_guard lock(mu_);
@@ -143,7 +143,7 @@ void TieredBlocks::DeleteDropped() {
   std::vector<std::string_view> views;
   views.reserve(keys.size());
   for (const ColdKey& key : keys) views.push_back(key.view());
-  // A record that stays only takes space, until its store is opened again.
+  // An entry that stays only takes space, until its store is opened again.
   cold_->Delete(views).IgnoreError();
 }
 
@@ -341,12 +341,12 @@ void TieredBlocks::ReadClaims(std::span<Claim> claims) {
   for (size_t i = 0; i < claims.size(); ++i) {
     const BlockIdentity identity = claims[i].block->identity();
     if (absl::IsNotFound(statuses[i])) {
-      claims[i].status = absl::DataLossError(
-          absl::StrCat("the cold tier has lost ", Name(identity), ": ", statuses[i].message()));
+      claims[i].status = absl::DataLossError(absl::StrCat(
+          "the cold tier has lost ", ToString(identity.key), ": ", statuses[i].message()));
     } else if (!statuses[i].ok()) {
-      claims[i].status = absl::Status(
-          statuses[i].code(),
-          absl::StrCat("reading ", Name(identity), " from the cold tier: ", statuses[i].message()));
+      claims[i].status = absl::Status(statuses[i].code(),
+                                      absl::StrCat("reading ", ToString(identity.key),
+                                                   " from the cold tier: ", statuses[i].message()));
     } else {
       claims[i].status = VerifyBlock(encoded[i], identity);
       if (claims[i].status.ok()) {

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "memstore/block.h"
@@ -30,7 +31,7 @@ struct BlockOwner {
 };
 
 // One immutable payload, wherever it is now. Shared by the contexts that have it and by its pins;
-// when the last of them goes, so do the RAM slot and the cold record. The destructor takes
+// when the last of them goes, so do the RAM slot and the cold entry. The destructor takes
 // TieredBlocks' lock and waits while the block is being written.
 class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public LruNode {
  public:
@@ -40,6 +41,7 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
   StoredBlock(const StoredBlock&) = delete;
   StoredBlock& operator=(const StoredBlock&) = delete;
 
+  BlockKey key() const { return {owner_->context, layer_, index_}; }
   BlockIdentity identity() const;
   uint32_t payload_crc() const { return payload_crc_; }
   size_t payload_bytes() const { return owner_->options.geometry.payload_bytes(); }
@@ -81,12 +83,12 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   // Ends the thread and closes the cold store. Blocks and pins may live on, in RAM.
   void Shutdown();
 
-  // Copies `payload` into RAM as a new block. Waits while older payloads are being written.
+  // Copies `payload` into RAM as a new block, and takes its checksum on the way. Waits while older
+  // payloads are being written.
   //   RESOURCE_EXHAUSTED  all of RAM is pinned, or what is not cannot be written; UNAVAILABLE
   absl::StatusOr<std::shared_ptr<StoredBlock>> Store(std::shared_ptr<const BlockOwner> owner,
                                                      int32_t layer, int64_t index,
-                                                     std::span<const std::byte> payload,
-                                                     uint32_t payload_crc);
+                                                     std::span<const std::byte> payload);
 
   // Whose use of a payload counts in Stats().
   enum class Use : uint8_t { kServe, kCompare };
@@ -96,7 +98,7 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   absl::StatusOr<std::vector<BlockHandle>> Acquire(
       std::span<const std::shared_ptr<StoredBlock>> blocks, Use use = Use::kServe);
 
-  // Deletes the cold records of blocks that are gone by now.
+  // Deletes the cold entries of blocks that are gone by now.
   void DeleteDropped();
 
   // Fills in the fields about payloads.
@@ -167,26 +169,26 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   std::condition_variable work_;      // for the thread
   std::condition_variable progress_;  // for those who wait for room or for another's read
 
-  // All below is guarded by mu_, except that cold_ is only set by Shutdown.
-  RamTier ram_;
-  std::unique_ptr<ColdStore> cold_;
-  LruList<StoredBlock> dirty_;            // unpinned, not cold yet
-  LruList<StoredBlock> demoted_;          // unpinned, cold, not used since it was written
-  LruList<StoredBlock> clean_;            // unpinned, cold, used since
-  uint64_t clock_ = 0;                    // ticks at every use
-  uint64_t oldest_writing_ = UINT64_MAX;  // tick of the batch that the thread writes now
-  uint64_t next_cold_key_ = 1;
-  std::vector<uint64_t> dropped_keys_;
-  int waiters_ = 0;
-  bool batch_wanted_ = false;
-  int64_t batches_started_ = 0;
-  int64_t failed_batch_ = 0;  // number of the last batch if it failed, else 0
-  absl::Status batch_error_;
-  bool stopping_ = false;
-  std::vector<Scratch> idle_scratch_;
-  StoreStats counts_;
+  RamTier ram_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<ColdStore> cold_;                  // only reset, by Shutdown
+  LruList<StoredBlock> dirty_ ABSL_GUARDED_BY(mu_);  // unpinned, not cold yet
+  // Unpinned, cold, not used since it was written; and used since.
+  LruList<StoredBlock> demoted_ ABSL_GUARDED_BY(mu_);
+  LruList<StoredBlock> clean_ ABSL_GUARDED_BY(mu_);
+  uint64_t clock_ ABSL_GUARDED_BY(mu_) = 0;  // ticks at every use
+  // Tick of the batch that the thread writes now.
+  uint64_t oldest_writing_ ABSL_GUARDED_BY(mu_) = UINT64_MAX;
+  uint64_t next_cold_key_ ABSL_GUARDED_BY(mu_) = 1;
+  std::vector<uint64_t> dropped_keys_ ABSL_GUARDED_BY(mu_);
+  int waiters_ ABSL_GUARDED_BY(mu_) = 0;
+  bool batch_wanted_ ABSL_GUARDED_BY(mu_) = false;
+  int64_t batches_started_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t failed_batch_ ABSL_GUARDED_BY(mu_) = 0;  // number of the last batch if it failed, else 0
+  absl::Status batch_error_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<Scratch> idle_scratch_ ABSL_GUARDED_BY(mu_);
+  StoreStats counts_ ABSL_GUARDED_BY(mu_);
 
-  std::vector<std::byte> batch_bytes_;  // the thread's own
   std::thread thread_;
 };
 

@@ -60,22 +60,20 @@ std::vector<StoredBlock*> TieredBlocks::PickBatch() {
 
 absl::Status TieredBlocks::WriteBatch(std::span<StoredBlock* const> batch) {
   if (batch.empty()) return absl::OkStatus();
-  size_t bytes = 0;
-  for (StoredBlock* block : batch) bytes += EncodedBlockBytes(block->payload_bytes());
-  if (batch_bytes_.size() < bytes) batch_bytes_.resize(bytes);
   std::vector<ColdKey> keys;
-  std::vector<ColdStore::Record> records;
-  keys.reserve(batch.size());  // records point into it
-  std::span<std::byte> free = batch_bytes_;
+  std::vector<BlockHeader> headers;
+  std::vector<ColdStore::Entry> entries;
+  keys.reserve(batch.size());  // entries point into both
+  headers.reserve(batch.size());
+  entries.reserve(batch.size());
   for (StoredBlock* block : batch) {
-    const std::span<std::byte> encoded = free.first(EncodedBlockBytes(block->payload_bytes()));
-    free = free.subspan(encoded.size());
-    EncodeBlock(block->identity(), {block->slot_, block->payload_bytes()}, block->payload_crc(),
-                encoded);
     keys.emplace_back(block->cold_key_);
-    records.push_back({.key = keys.back().view(), .value = encoded});
+    headers.push_back(EncodeHeader(block->identity(), block->payload_crc()));
+    entries.push_back({.key = keys.back().view(),
+                       .head = headers.back(),
+                       .body = {block->slot_, block->payload_bytes()}});
   }
-  return cold_->Put(records);
+  return cold_->Put(entries);
 }
 
 void TieredBlocks::FinishBatch(std::span<StoredBlock* const> batch, uint64_t started_at,

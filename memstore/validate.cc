@@ -47,6 +47,11 @@ absl::Status CheckField(absl::string_view name, int64_t value, int64_t least, in
       absl::StrCat(name, " is ", value, ", must be in [", least, ", ", most, "]"));
 }
 
+absl::Status Validate(const ContextId& id) {
+  if (id != ContextId{}) return absl::OkStatus();
+  return absl::InvalidArgumentError("context id is zero, must be 128 random bits");
+}
+
 absl::Status Validate(const Geometry& g) {
   INFLLM_RETURN_IF_ERROR(CheckField("layers", g.layers, 1, limits::kMaxLayers));
   INFLLM_RETURN_IF_ERROR(CheckField("q_heads", g.q_heads, 1, limits::kMaxHeads));
@@ -64,13 +69,6 @@ absl::Status Validate(const Geometry& g) {
   INFLLM_RETURN_IF_ERROR(CheckField("kind of representative",
                                     static_cast<int64_t>(g.representative), 0,
                                     static_cast<int64_t>(RepresentativeKind::kBounds)));
-  if (g.representative == RepresentativeKind::kKeys) {
-    INFLLM_RETURN_IF_ERROR(
-        CheckField("repr_top_k", g.repr_top_k, 1, std::min(limits::kMaxReprTopK, g.block_tokens)));
-  }
-  INFLLM_RETURN_IF_ERROR(CheckField("bytes of a representative (slots * heads * head_dim * 4)",
-                                    static_cast<int64_t>(g.representative_floats() * sizeof(float)),
-                                    1, static_cast<int64_t>(limits::kMaxRepresentativeBytes)));
   return CheckField("bytes of a block (2 * kv_heads * block_tokens * head_dim * dtype)",
                     static_cast<int64_t>(g.payload_bytes()), 1,
                     static_cast<int64_t>(limits::kMaxPayloadBytes));
@@ -79,38 +77,29 @@ absl::Status Validate(const Geometry& g) {
 absl::Status Validate(const ContextOptions& options) {
   INFLLM_RETURN_IF_ERROR(CheckField("bytes of tenant", static_cast<int64_t>(options.tenant.size()),
                                     0, static_cast<int64_t>(limits::kMaxTenantBytes)));
+  INFLLM_RETURN_IF_ERROR(CheckField("bytes of recipe", static_cast<int64_t>(options.recipe.size()),
+                                    0, static_cast<int64_t>(limits::kMaxRecipeBytes)));
   return Validate(options.geometry);
 }
 
-absl::Status Validate(const SelectRequest& request, const Geometry& geometry) {
-  if (request.query.size() != geometry.query_floats()) {
+absl::Status Validate(const SelectRequest& request) {
+  INFLLM_RETURN_IF_ERROR(CheckField(
+      "number of queries", static_cast<int64_t>(request.queries.size()), 0, limits::kMaxQueries));
+  return CheckField("scoring", static_cast<int64_t>(request.scoring), 0,
+                    static_cast<int64_t>(kernels::Scoring::kHeadVote));
+}
+
+absl::Status Validate(const SelectQuery& query, const Geometry& geometry) {
+  if (query.query.size() != geometry.query_floats()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("query has ", request.query.size(),
+        absl::StrCat("query has ", query.query.size(),
                      " floats, must have q_heads * head_dim = ", geometry.query_floats()));
   }
-  if (request.upcoming.size() % geometry.query_floats() != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "upcoming queries have ", request.upcoming.size(),
-        " floats, must be a multiple of q_heads * head_dim = ", geometry.query_floats()));
-  }
-  INFLLM_RETURN_IF_ERROR(
-      CheckField("number of upcoming queries",
-                 static_cast<int64_t>(request.upcoming.size() / geometry.query_floats()), 0,
-                 limits::kMaxUpcoming));
-  INFLLM_RETURN_IF_ERROR(CheckField("k", request.k, 0, limits::kMaxSelect));
-  if (request.per_kv_head) {
-    INFLLM_RETURN_IF_ERROR(CheckField("number of KV heads that select for themselves",
-                                      geometry.kv_heads, 1, limits::kMaxSelectingKvHeads));
-    INFLLM_RETURN_IF_ERROR(
-        CheckField("k * kv_heads", int64_t{request.k} * geometry.kv_heads, 0, limits::kMaxSelect));
-  }
-  INFLLM_RETURN_IF_ERROR(CheckField("scoring", static_cast<int64_t>(request.scoring), 0,
-                                    static_cast<int64_t>(kernels::Scoring::kHeadVote)));
-  if (!std::is_sorted(request.have.begin(), request.have.end())) {
+  INFLLM_RETURN_IF_ERROR(CheckField("k", query.k, 0, limits::kMaxSelect));
+  if (!std::is_sorted(query.have.begin(), query.have.end())) {
     return absl::InvalidArgumentError("the blocks that the caller has are not ascending");
   }
-  INFLLM_RETURN_IF_ERROR(CheckFinite("query", request.query, DType::kF32));
-  return CheckFinite("upcoming", request.upcoming, DType::kF32);
+  return CheckFinite("query", query.query, DType::kF32);
 }
 
 absl::Status ValidateRepresentatives(std::span<const float> representatives,

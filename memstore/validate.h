@@ -12,11 +12,15 @@ namespace infllm::memstore {
 
 absl::Status CheckField(absl::string_view name, int64_t value, int64_t least, int64_t most);
 
+// Zero is nobody's.
+absl::Status Validate(const ContextId& id);
 // Of a geometry that is valid no size overflows.
 absl::Status Validate(const Geometry& geometry);
 absl::Status Validate(const ContextOptions& options);
+// What fails the whole call. Each query is checked against the geometry of its context.
+absl::Status Validate(const SelectRequest& request);
 // REQUIRES: a valid geometry.
-absl::Status Validate(const SelectRequest& request, const Geometry& geometry);
+absl::Status Validate(const SelectQuery& query, const Geometry& geometry);
 // Whole representatives, finite also in the dtype in which they are kept; bounds in their order.
 // REQUIRES: a valid geometry.
 absl::Status ValidateRepresentatives(std::span<const float> representatives,

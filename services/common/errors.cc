@@ -9,13 +9,6 @@ namespace {
 
 absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
 
-std::string Describe(const error::Place& place) {
-  std::string text =
-      absl::StrCat("context ", static_cast<uint64_t>(place.context), ", layer ", place.layer);
-  if (place.block >= 0) absl::StrAppend(&text, ", block ", place.block);
-  return text;
-}
-
 }  // namespace
 
 grpc::Status ToGrpcStatus(const absl::Status& status) {
@@ -28,14 +21,26 @@ absl::Status FromGrpcStatus(const grpc::Status& status) {
 
 namespace error {
 
-absl::Status ContextNotFound(memstore::ContextId context) {
+std::string ToString(const Place& place) {
+  std::string text = absl::StrCat("context ", memstore::ToString(place.context));
+  if (place.layer >= 0) absl::StrAppend(&text, ", layer ", place.layer);
+  if (place.block >= 0) absl::StrAppend(&text, ", block ", place.block);
+  return text;
+}
+
+absl::Status ContextNotFound(const memstore::ContextId& context) {
   return absl::NotFoundError(
-      absl::StrCat("context ", static_cast<uint64_t>(context),
+      absl::StrCat("context ", memstore::ToString(context),
                    " does not exist: never created, dropped, or the store was restarted"));
 }
 
 absl::Status FieldMissing(std::string_view field) {
   return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), " is missing"));
+}
+
+absl::Status WrongSize(std::string_view field, int64_t bytes, int64_t size) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(ToAbsl(field), " has ", bytes, " bytes, must have ", size));
 }
 
 absl::Status UnknownValue(std::string_view field, int64_t value) {
@@ -60,10 +65,15 @@ absl::Status TooManyBlocks(std::string_view field, int64_t blocks, int64_t limit
       absl::StrCat(ToAbsl(field), " names ", blocks, " blocks; at most ", limit, " per call"));
 }
 
-absl::Status ArrivedDamaged(std::string_view what, const Place& place) {
-  return absl::DataLossError(absl::StrCat(ToAbsl(what), " of ", Describe(place),
-                                          " arrived damaged: its checksum does not fit; nothing of "
-                                          "the message was used, send it again"));
+absl::Status TooManyQueries(int64_t queries, int64_t limit) {
+  return absl::InvalidArgumentError(absl::StrCat("the number of queries is ", queries, "; at most ",
+                                                 limit, " per call, split it"));
+}
+
+absl::Status ArrivedDamaged(std::string_view what) {
+  return absl::AbortedError(absl::StrCat(ToAbsl(what),
+                                         " arrived damaged: a checksum does not fit; nothing of "
+                                         "the message was used, send it again"));
 }
 
 absl::Status CallerGone() {
@@ -77,10 +87,29 @@ absl::Status OutOfMemory() {
 
 absl::Status Stopping() { return absl::UnavailableError("the server is stopping"); }
 
-absl::Status BadAnswer(std::string_view store, const Place& place, std::string_view what) {
-  return absl::DataLossError(absl::StrCat("the answer of the memory store at ", ToAbsl(store),
-                                          " about ", Describe(place),
-                                          " was refused: ", ToAbsl(what)));
+absl::Status WrongAnswer(std::string_view store, const Place& place, std::string_view what) {
+  return absl::InternalError(absl::StrCat("the memory store at ", ToAbsl(store),
+                                          " gave a wrong answer about ", ToString(place), ": ",
+                                          ToAbsl(what), "; nothing of it was used"));
+}
+
+absl::Status DamagedAnswer(std::string_view store, const Place& place, std::string_view what) {
+  return absl::AbortedError(absl::StrCat("the answer of the memory store at ", ToAbsl(store),
+                                         " about ", ToString(place),
+                                         " arrived damaged: ", ToAbsl(what)));
+}
+
+absl::Status DamagedMessage(std::string_view store, std::string_view call) {
+  return absl::AbortedError(absl::StrCat("the answer of the memory store at ", ToAbsl(store),
+                                         " to ", ToAbsl(call),
+                                         " arrived damaged: a message of it is malformed"));
+}
+
+absl::Status AlwaysDamaged(const absl::Status& last) { return absl::DataLossError(last.message()); }
+
+absl::Status Cancelled(std::string_view store, std::string_view call) {
+  return absl::CancelledError(
+      absl::StrCat(ToAbsl(call), " at the memory store at ", ToAbsl(store), " was cancelled"));
 }
 
 absl::Status StoreUnavailable(std::string_view store, std::string_view reason) {

@@ -14,7 +14,7 @@ namespace infllm::services {
 absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOptions& options,
                                                                  kernels::Backend& backend) {
   if (!options.memstore_target.empty()) {
-    return ConnectRemoteStore(options.memstore_target, RemoteStoreOptions());
+    return ConnectRemoteStore(options.memstore_target, {.cancel = options.cancel});
   }
   if (options.ram_bytes <= 0) {
     return absl::InvalidArgumentError(

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -11,9 +12,11 @@
 namespace infllm::services {
 
 struct StoreOptions {
-  // `host:port` or `unix:/path` of an infllm-memstore; empty: a store in this process, which alone
-  // uses the fields below.
+  // `host:port` or `unix:/path` of an infllm-memstore; empty: a store in this process.
   std::string memstore_target;
+  // Of a remote store: RemoteStoreOptions::cancel.
+  const std::atomic<bool>* cancel = nullptr;
+  // Of a store in this process:
   int64_t ram_bytes = int64_t{4} << 30;  // of the RAM tier
   // Where blocks go that RAM has no room for (see OpenColdDirectory); empty: a scratch directory,
   // made when needed and removed at the end.

@@ -6,8 +6,10 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/errors.h"
 #include "services/memstore/wire.h"
@@ -53,41 +55,38 @@ class PinnedSlice {
   std::atomic<bool> complete_ = false;
 };
 
-// A message whose only large parts are length-delimited `payload` fields, the last field of each
-// element of the repeated field `blocks`. The bytes are what protobuf itself would write.
+// A message of small parts and of elements whose last field is a `payload`. The bytes are what
+// protobuf itself would write.
 class MessageBuilder {
  public:
-  MessageBuilder(int blocks_field, int payload_field, std::shared_ptr<PinsInFlight> pins)
-      : blocks_tag_(BytesTag(blocks_field)),
-        payload_tag_(BytesTag(payload_field)),
-        pins_(std::move(pins)) {}
+  explicit MessageBuilder(std::shared_ptr<PinsInFlight> pins) : pins_(std::move(pins)) {}
 
-  // Bytes in front of the blocks: an encoded message without them.
-  void AddFields(const google::protobuf::MessageLite& fields) { fields.AppendToString(&text_); }
+  // `part` is an encoded message of the same type; its repeated fields go behind those before.
+  void Add(const google::protobuf::MessageLite& part) { part.AppendToString(&text_); }
 
-  // `fields` is the element without its payload, which is left out if `payload` is empty.
-  void AddBlock(const google::protobuf::MessageLite& fields, memstore::BlockHandle payload) {
+  // An element of the repeated field `field`; `head` is it without its payload.
+  void AddPayload(int field, const google::protobuf::MessageLite& head, int payload_field,
+                  memstore::BlockHandle payload) {
     const size_t payload_bytes = payload.payload().size();
-    std::string element = fields.SerializeAsString();
-    if (payload) {
-      AppendVarint(&element, payload_tag_);
-      AppendVarint(&element, payload_bytes);
-    }
-    AppendVarint(&text_, blocks_tag_);
+    std::string element = head.SerializeAsString();
+    AppendVarint(&element, BytesTag(payload_field));
+    AppendVarint(&element, payload_bytes);
+    AppendVarint(&text_, BytesTag(field));
     AppendVarint(&text_, element.size() + payload_bytes);
     text_ += element;
-    if (payload) {
-      FlushText();
-      slices_.push_back(PinnedSlice::Make(std::move(payload), pins_));
-      payload_bytes_ += payload_bytes;
-    }
+    FlushText();
+    slices_.push_back(PinnedSlice::Make(std::move(payload), pins_));
+    bytes_ += payload_bytes;
   }
 
-  size_t payload_bytes() const { return payload_bytes_; }
+  size_t bytes() const { return bytes_ + text_.size(); }
 
   grpc::ByteBuffer Finish() {
     FlushText();
-    return grpc::ByteBuffer(slices_.data(), slices_.size());
+    bytes_ = 0;
+    const grpc::ByteBuffer message(slices_.data(), slices_.size());
+    slices_.clear();
+    return message;
   }
 
  private:
@@ -99,16 +98,15 @@ class MessageBuilder {
 
   void FlushText() {
     if (text_.empty()) return;
+    bytes_ += text_.size();
     slices_.emplace_back(text_);
     text_.clear();
   }
 
-  const uint32_t blocks_tag_;
-  const uint32_t payload_tag_;
   const std::shared_ptr<PinsInFlight> pins_;
   std::string text_;  // not in a slice yet
   std::vector<grpc::Slice> slices_;
-  size_t payload_bytes_ = 0;
+  size_t bytes_ = 0;  // of slices_
 };
 
 absl::Status Send(MessageBuilder& builder, bool last, BlockSink sink) {
@@ -152,48 +150,89 @@ void PinsInFlight::Withdraw() {
   changed_.notify_all();
 }
 
-absl::Status SendSelection(memstore::ContextId context, int32_t layer,
-                           memstore::Selection selection, const std::shared_ptr<PinsInFlight>& pins,
-                           BlockSink sink) {
-  pb::SelectResponse head;
-  head.set_total_blocks(static_cast<int32_t>(selection.blocks.size()));
-  size_t next = 0;
-  do {
-    MessageBuilder builder(pb::SelectResponse::kBlocksFieldNumber,
-                           pb::SelectResponse::Block::kPayloadFieldNumber, pins);
-    builder.AddFields(head);
-    while (next < selection.blocks.size()) {
-      memstore::SelectedBlock& selected = selection.blocks[next];
-      const size_t bytes = selected.block.payload().size();
-      if (builder.payload_bytes() > 0 &&
-          builder.payload_bytes() + bytes > wire::kTargetMessageBytes) {
-        break;
-      }
-      pb::SelectResponse::Block fields;
-      fields.set_index(selected.index);
-      fields.set_score(selected.score);
-      fields.set_kv_heads(selected.kv_heads);
-      fields.set_crc32c(wire::SelectedChecksum({context, layer, selected.index}, selected.score,
-                                               selected.kv_heads, selected.block.payload()));
-      builder.AddBlock(fields, std::move(selected.block));
-      ++next;
+namespace {
+
+// The payloads of a call, each once, numbered in the order in which they were first named.
+class PayloadTable {
+ public:
+  struct Entry {
+    wire::BlockPlace place;  // where it was first named
+    memstore::BlockHandle block;
+  };
+
+  int32_t NumberOf(const wire::BlockPlace& place, memstore::BlockHandle block) {
+    const std::span<const std::byte> payload = block.payload();
+    // Forks share the bytes of a block in place.
+    const auto [found, added] =
+        numbers_.try_emplace({payload.data(), payload.size(), place.index}, entries_.size());
+    if (added) entries_.push_back({place, std::move(block)});
+    return static_cast<int32_t>(found->second);
+  }
+  std::vector<Entry>& entries() { return entries_; }
+
+ private:
+  absl::flat_hash_map<std::tuple<const std::byte*, size_t, int64_t>, size_t> numbers_;
+  std::vector<Entry> entries_;
+};
+
+pb::SelectResponse::Answer ToProto(const memstore::ContextId& context, int32_t layer, size_t query,
+                                   memstore::Selection selection, PayloadTable& payloads) {
+  pb::SelectResponse::Answer answer;
+  answer.set_code(static_cast<int32_t>(selection.status.code()));
+  answer.set_message(std::string(selection.status.message()));
+  for (memstore::SelectedBlock& selected : selection.blocks) {
+    pb::SelectResponse::Block& block = *answer.add_blocks();
+    block.set_index(selected.index);
+    block.set_score(selected.score);
+    if (selected.block) {
+      block.set_payload(
+          payloads.NumberOf({context, layer, selected.index}, std::move(selected.block)));
     }
-    const bool last = next == selection.blocks.size();
-    if (absl::Status sent = Send(builder, last, sink); !sent.ok()) return sent;
-  } while (next < selection.blocks.size());
-  return absl::OkStatus();
+  }
+  answer.set_crc32c(wire::AnswerChecksum(context, layer, static_cast<int64_t>(query), answer));
+  return answer;
 }
 
-absl::Status SendFetched(memstore::ContextId context, int32_t layer,
+}  // namespace
+
+absl::Status SendSelections(std::span<const memstore::ContextId> contexts, int32_t layer,
+                            std::vector<memstore::Selection> selections,
+                            const std::shared_ptr<PinsInFlight>& pins, BlockSink sink) {
+  PayloadTable payloads;
+  MessageBuilder builder(pins);
+  // Sends what there is if `bytes` more would be too much for one message.
+  const auto make_room = [&](size_t bytes) {
+    return builder.bytes() == 0 || builder.bytes() + bytes <= wire::kTargetMessageBytes
+               ? absl::OkStatus()
+               : Send(builder, false, sink);
+  };
+  for (size_t query = 0; query < selections.size(); ++query) {
+    pb::SelectResponse part;
+    *part.add_answers() =
+        ToProto(contexts[query], layer, query, std::move(selections[query]), payloads);
+    INFLLM_RETURN_IF_ERROR(make_room(part.ByteSizeLong()));
+    builder.Add(part);
+  }
+  for (PayloadTable::Entry& entry : payloads.entries()) {
+    INFLLM_RETURN_IF_ERROR(make_room(entry.block.payload().size()));
+    pb::SelectResponse::Payload head;
+    head.set_crc32c(wire::BlockChecksum(entry.place, entry.block.payload()));
+    builder.AddPayload(pb::SelectResponse::kPayloadsFieldNumber, head,
+                       pb::SelectResponse::Payload::kPayloadFieldNumber, std::move(entry.block));
+  }
+  return Send(builder, true, sink);
+}
+
+absl::Status SendFetched(const memstore::ContextId& context, int32_t layer,
                          std::span<const int64_t> indices,
                          std::vector<memstore::BlockHandle> blocks,
                          const std::shared_ptr<PinsInFlight>& pins, bool last, BlockSink sink) {
-  MessageBuilder builder(pb::FetchResponse::kBlocksFieldNumber,
-                         pb::FetchResponse::Block::kPayloadFieldNumber, pins);
+  MessageBuilder builder(pins);
   for (size_t i = 0; i < blocks.size(); ++i) {
-    pb::FetchResponse::Block fields;
-    fields.set_crc32c(wire::BlockChecksum({context, layer, indices[i]}, blocks[i].payload()));
-    builder.AddBlock(fields, std::move(blocks[i]));
+    pb::FetchResponse::Block head;
+    head.set_crc32c(wire::BlockChecksum({context, layer, indices[i]}, blocks[i].payload()));
+    builder.AddPayload(pb::FetchResponse::kBlocksFieldNumber, head,
+                       pb::FetchResponse::Block::kPayloadFieldNumber, std::move(blocks[i]));
   }
   return Send(builder, last, sink);
 }

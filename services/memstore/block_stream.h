@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "memstore/memory_store.h"
@@ -60,22 +61,23 @@ class PinsInFlight {
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  int64_t in_flight_ = 0;
-  int64_t released_ = 0;
+  int64_t in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t released_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 // Takes one encoded message; `last` if none follows. False if the caller has gone.
 using BlockSink = absl::FunctionRef<bool(const grpc::ByteBuffer& message, bool last)>;
 
-// Sends a selection as infllm.v1.SelectResponse messages of about wire::kTargetMessageBytes.
+// Sends the answers to queries of `contexts`, then each payload that they name once, as
+// infllm.v1.SelectResponse messages of about wire::kTargetMessageBytes.
 //   CANCELLED  the caller has gone
-absl::Status SendSelection(memstore::ContextId context, int32_t layer,
-                           memstore::Selection selection, const std::shared_ptr<PinsInFlight>& pins,
-                           BlockSink sink);
+absl::Status SendSelections(std::span<const memstore::ContextId> contexts, int32_t layer,
+                            std::vector<memstore::Selection> selections,
+                            const std::shared_ptr<PinsInFlight>& pins, BlockSink sink);
 
 // Sends `blocks`, whose indices are `indices`, as one infllm.v1.FetchResponse.
 //   CANCELLED  the caller has gone
-absl::Status SendFetched(memstore::ContextId context, int32_t layer,
+absl::Status SendFetched(const memstore::ContextId& context, int32_t layer,
                          std::span<const int64_t> indices,
                          std::vector<memstore::BlockHandle> blocks,
                          const std::shared_ptr<PinsInFlight>& pins, bool last, BlockSink sink);

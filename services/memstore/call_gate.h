@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <mutex>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 
 namespace infllm::services {
@@ -33,8 +34,8 @@ class CallGate {
  private:
   std::mutex mutex_;
   std::condition_variable idle_;
-  int running_ = 0;
-  bool closed_ = false;
+  int running_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace infllm::services

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <map>
 #include <mutex>
 #include <new>
 #include <string>
@@ -14,7 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/cleanup/cleanup.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/errors.h"
@@ -31,15 +33,15 @@ using memstore::ContextId;
 // its payloads are touched. Thread-safe.
 class GeometryTable {
  public:
-  void Put(ContextId context, const memstore::Geometry& geometry) {
+  void Put(const ContextId& context, const memstore::Geometry& geometry) {
     const std::lock_guard lock(mutex_);
     geometries_[context] = geometry;
   }
-  void Erase(ContextId context) {
+  void Erase(const ContextId& context) {
     const std::lock_guard lock(mutex_);
     geometries_.erase(context);
   }
-  absl::StatusOr<memstore::Geometry> Find(ContextId context) const {
+  absl::StatusOr<memstore::Geometry> Find(const ContextId& context) const {
     const std::lock_guard lock(mutex_);
     const auto found = geometries_.find(context);
     if (found == geometries_.end()) return error::ContextNotFound(context);
@@ -48,13 +50,19 @@ class GeometryTable {
 
  private:
   mutable std::mutex mutex_;
-  std::map<ContextId, memstore::Geometry> geometries_;
+  absl::flat_hash_map<ContextId, memstore::Geometry> geometries_ ABSL_GUARDED_BY(mutex_);
 };
 
-const absl::Status& StatusOf(const absl::Status& status) { return status; }
+// Whether the call, or a query of it, found no room in the RAM tier.
+bool FoundNoRoom(const absl::Status& status) { return absl::IsResourceExhausted(status); }
 template <typename T>
-const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
-  return result.status();
+bool FoundNoRoom(const absl::StatusOr<T>& result) {
+  return FoundNoRoom(result.status());
+}
+bool FoundNoRoom(const absl::StatusOr<std::vector<memstore::Selection>>& result) {
+  if (!result.ok()) return FoundNoRoom(result.status());
+  return std::ranges::any_of(
+      *result, [](const memstore::Selection& one) { return FoundNoRoom(one.status); });
 }
 
 // How long a call waits for room in the RAM tier that payloads on their way take. Only clients that
@@ -71,35 +79,37 @@ std::invoke_result_t<Call> WithRoom(PinsInFlight::Hold& hold, grpc::ServerContex
     const int64_t released = hold.pins().released();
     hold.Take();
     auto result = call();
-    if (!absl::IsResourceExhausted(StatusOf(result))) return result;
+    if (!FoundNoRoom(result)) return result;
     hold.Withdraw();
-    if (context->IsCancelled() || !hold.pins().AwaitRelease(released, give_up)) return result;
+    if (context->IsCancelled() || !hold.pins().AwaitRelease(released, give_up)) {
+      if (result.ok()) hold.Take();  // some queries have got theirs
+      return result;
+    }
   }
 }
 
 class MemoryStoreService final : public pb::MemoryStore::Service {
  public:
   MemoryStoreService(memstore::MemoryStore& store, CallGate& gate) : store_(store), gate_(gate) {
-    StreamRaw<pb::SelectRequest>("Select", &MemoryStoreService::StreamSelection);
+    StreamRaw<pb::SelectRequest>("Select", &MemoryStoreService::StreamSelections);
     StreamRaw<pb::FetchRequest>("Fetch", &MemoryStoreService::StreamBlocks);
   }
 
   grpc::Status Create(grpc::ServerContext* context, const pb::CreateRequest* request,
-                      pb::CreateResponse* response) override {
+                      pb::CreateResponse*) override {
     return Run(context, [&]() -> absl::Status {
+      if (wire::Checksum(*request) != request->crc32c()) return Damaged("a new context");
       if (!request->has_geometry()) return error::FieldMissing("geometry");
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                              wire::ContextFromProto("context", request->context()));
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry,
                               wire::FromProto(request->geometry()));
-      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
-                              store_.Create({.tenant = request->tenant(),
-                                             .model = {.hi = request->fingerprint_hi(),
-                                                       .lo = request->fingerprint_lo()},
-                                             .geometry = geometry}));
+      INFLLM_RETURN_IF_ERROR(store_.Create(
+          id, {.tenant = request->tenant(),
+               .model = {.hi = request->fingerprint_hi(), .lo = request->fingerprint_lo()},
+               .recipe = request->recipe(),
+               .geometry = geometry}));
       geometries_.Put(id, geometry);
-      response->set_context(static_cast<uint64_t>(id));
-      response->set_crc32c(wire::IdsChecksum(
-          {response->context(), request->fingerprint_hi(), request->fingerprint_lo()},
-          request->geometry()));
       return absl::OkStatus();
     });
   }
@@ -107,10 +117,11 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   grpc::Status Describe(grpc::ServerContext* context, const pb::DescribeRequest* request,
                         pb::DescribeResponse* response) override {
     return Run(context, [&]() -> absl::Status {
-      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry,
-                              geometries_.Find(ContextId{request->context()}));
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                              wire::ContextFromProto("context", request->context()));
+      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
       *response->mutable_geometry() = wire::ToProto(geometry);
-      response->set_crc32c(wire::IdsChecksum({request->context()}, response->geometry()));
+      response->set_crc32c(wire::DescribeChecksum(id, response->geometry()));
       return absl::OkStatus();
     });
   }
@@ -118,12 +129,17 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   grpc::Status Append(grpc::ServerContext* context, const pb::AppendRequest* request,
                       pb::AppendResponse*) override {
     return Run(context, [&]() -> absl::Status {
-      const ContextId id{request->context()};
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                              wire::ContextFromProto("context", request->context()));
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
-      const auto payloads = std::as_bytes(wire::AsSpan(request->payloads()));
+      const auto bytes = std::as_bytes(wire::AsSpan(request->payloads()));
       INFLLM_RETURN_IF_ERROR(CheckBlocks("payloads", {id, request->layer(), request->first_block()},
-                                         payloads, payloads.size(), geometry.payload_bytes(),
+                                         bytes, bytes.size(), geometry.payload_bytes(),
                                          wire::AsSpan(request->crc32c())));
+      std::vector<std::span<const std::byte>> payloads;
+      for (size_t begin = 0; begin < bytes.size(); begin += geometry.payload_bytes()) {
+        payloads.push_back(bytes.subspan(begin, geometry.payload_bytes()));
+      }
       PinsInFlight::Hold hold(*pins_);
       return WithRoom(hold, context, [&] {
         return store_.Append(id, request->layer(), request->first_block(), payloads);
@@ -134,7 +150,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   grpc::Status Publish(grpc::ServerContext* context, const pb::PublishRequest* request,
                        pb::PublishResponse*) override {
     return Run(context, [&]() -> absl::Status {
-      const ContextId id{request->context()};
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                              wire::ContextFromProto("context", request->context()));
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
       const auto representatives = wire::AsSpan(request->representatives());
       INFLLM_RETURN_IF_ERROR(
@@ -147,18 +164,24 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
 
   grpc::Status Seal(grpc::ServerContext* context, const pb::SealRequest* request,
                     pb::SealResponse*) override {
-    return Run(context, [&] { return store_.Seal(ContextId{request->context()}); });
+    return Run(context, [&]() -> absl::Status {
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                              wire::ContextFromProto("context", request->context()));
+      return store_.Seal(id);
+    });
   }
 
   grpc::Status Fork(grpc::ServerContext* context, const pb::ForkRequest* request,
-                    pb::ForkResponse* response) override {
+                    pb::ForkResponse*) override {
     return Run(context, [&]() -> absl::Status {
-      const ContextId parent{request->context()};
+      if (wire::Checksum(*request) != request->crc32c()) return Damaged("a fork");
+      INFLLM_ASSIGN_OR_RETURN(const ContextId parent,
+                              wire::ContextFromProto("parent", request->parent()));
+      INFLLM_ASSIGN_OR_RETURN(const ContextId child,
+                              wire::ContextFromProto("child", request->child()));
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(parent));
-      INFLLM_ASSIGN_OR_RETURN(const ContextId id, store_.Fork(parent));
-      geometries_.Put(id, geometry);
-      response->set_context(static_cast<uint64_t>(id));
-      response->set_crc32c(wire::IdsChecksum({request->context(), response->context()}));
+      INFLLM_RETURN_IF_ERROR(store_.Fork(parent, child));
+      geometries_.Put(child, geometry);
       return absl::OkStatus();
     });
   }
@@ -166,8 +189,10 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   grpc::Status Drop(grpc::ServerContext* context, const pb::DropRequest* request,
                     pb::DropResponse*) override {
     return Run(context, [&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(store_.Drop(ContextId{request->context()}));
-      geometries_.Erase(ContextId{request->context()});
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                              wire::ContextFromProto("context", request->context()));
+      INFLLM_RETURN_IF_ERROR(store_.Drop(id));
+      geometries_.Erase(id);
       return absl::OkStatus();
     });
   }
@@ -225,29 +250,42 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                    }));
   }
 
-  absl::Status StreamSelection(grpc::ServerContext* context, const pb::SelectRequest& request,
-                               BlockSink sink) {
-    const ContextId id{request.context()};
+  absl::Status StreamSelections(grpc::ServerContext* context, const pb::SelectRequest& request,
+                                BlockSink sink) {
+    if (wire::Checksum(request) != request.crc32c()) {
+      return Damaged("the queries of a layer");
+    }
+    if (request.queries_size() > memstore::limits::kMaxQueries) {
+      return error::TooManyQueries(request.queries_size(), memstore::limits::kMaxQueries);
+    }
     INFLLM_ASSIGN_OR_RETURN(const kernels::Scoring scoring, wire::FromProto(request.scoring()));
-    const memstore::SelectRequest select{.query = wire::AsSpan(request.query()),
-                                         .k = request.k(),
-                                         .per_kv_head = request.per_kv_head(),
-                                         .scoring = scoring,
-                                         .have = wire::AsSpan(request.have()),
-                                         .upcoming = wire::AsSpan(request.upcoming())};
-    if (wire::QueryChecksum(id, request.layer(), select) != request.crc32c()) {
-      return Damaged("query", {id, request.layer()});
+    std::vector<ContextId> contexts;
+    std::vector<memstore::SelectQuery> queries;
+    for (const pb::SelectRequest::Query& query : request.queries()) {
+      INFLLM_ASSIGN_OR_RETURN(
+          const ContextId id,
+          wire::ContextFromProto(absl::StrCat("context of query ", contexts.size()),
+                                 query.context()));
+      contexts.push_back(id);
+      queries.push_back({.context = id,
+                         .query = wire::AsSpan(query.query()),
+                         .k = query.k(),
+                         .end_block = query.end_block(),
+                         .have = wire::AsSpan(query.have())});
     }
     PinsInFlight::Hold hold(*pins_);
-    INFLLM_ASSIGN_OR_RETURN(memstore::Selection selection, WithRoom(hold, context, [&] {
-                              return store_.Select(id, request.layer(), select);
-                            }));
-    return SendSelection(id, request.layer(), std::move(selection), pins_, sink);
+    INFLLM_ASSIGN_OR_RETURN(
+        std::vector<memstore::Selection> selections, WithRoom(hold, context, [&] {
+          return store_.Select({.layer = request.layer(), .scoring = scoring, .queries = queries});
+        }));
+    INFLLM_CHECK(selections.size() == contexts.size());
+    return SendSelections(contexts, request.layer(), std::move(selections), pins_, sink);
   }
 
   absl::Status StreamBlocks(grpc::ServerContext* context, const pb::FetchRequest& request,
                             BlockSink sink) {
-    const ContextId id{request.context()};
+    INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                            wire::ContextFromProto("context", request.context()));
     INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
     std::span<const int64_t> rest = wire::AsSpan(request.blocks());
     if (rest.size() > memstore::limits::kMaxSelect) {
@@ -287,15 +325,16 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
       wire::BlockPlace place = first;
       place.index = wire::Later(first.index, i);
       if (wire::BlockChecksum(place, content.subspan(i * bytes, bytes)) != checksums[i]) {
-        return Damaged(field, {place.context, place.layer, place.index});
+        return Damaged(absl::StrCat(absl::string_view(field.data(), field.size()), " of ",
+                                    error::ToString({place.context, place.layer, place.index})));
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status Damaged(std::string_view what, const error::Place& place) {
+  absl::Status Damaged(std::string_view what) {
     damaged_arrivals_.fetch_add(1, std::memory_order_relaxed);
-    return error::ArrivedDamaged(what, place);
+    return error::ArrivedDamaged(what);
   }
 
   memstore::MemoryStore& store_;

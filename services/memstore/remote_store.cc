@@ -11,13 +11,14 @@
 #include <grpcpp/support/sync_stream.h>
 
 #include <algorithm>
-#include <atomic>
-#include <map>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
@@ -26,6 +27,8 @@
 #include "services/common/endpoint.h"
 #include "services/common/errors.h"
 #include "services/common/grpc_runtime.h"
+#include "services/memstore/answers.h"
+#include "services/memstore/cancellation.h"
 #include "services/memstore/wire.h"
 
 namespace infllm::services {
@@ -34,19 +37,43 @@ namespace {
 namespace pb = infllm::v1;
 using memstore::ContextId;
 using memstore::Geometry;
+using memstore::Selection;
 
-// A payload that stays in the string protobuf parsed it into; null if there was none.
-memstore::BlockHandle TakePayload(std::string* owned) {
-  if (owned == nullptr) return memstore::BlockHandle();
-  std::shared_ptr<const std::string> text(owned);
-  const auto payload = std::as_bytes(std::span(*text));
-  return memstore::BlockHandle(payload, std::move(text));
+// Of all Drops after a cancellation together: an interrupt ends within a second.
+constexpr absl::Duration kLastDrops = absl::Milliseconds(500);
+
+// The system's time; waits end when all is cancelled.
+class SystemClock final : public RetryClock {
+ public:
+  explicit SystemClock(Cancellation& cancellation) : cancellation_(cancellation) {}
+  absl::Time Now() override { return absl::Now(); }
+  bool Sleep(absl::Duration duration) override { return cancellation_.Sleep(duration); }
+
+ private:
+  Cancellation& cancellation_;
+};
+
+// What this client knows of a context.
+struct Context {
+  Geometry geometry;
+  std::vector<int64_t> published;  // blocks of each layer, at least
+};
+
+// What a query takes in a request.
+size_t BytesOf(const memstore::SelectQuery& query) {
+  constexpr size_t kOthers = 64;
+  return query.query.size_bytes() + query.have.size_bytes() + kOthers;
 }
 
-class RemoteStore final : public memstore::MemoryStore {
+// A query that failed for a passing reason.
+bool MayPass(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) || absl::IsUnavailable(status);
+}
+
+class RemoteStoreClient final : public RemoteStore {
  public:
-  RemoteStore(std::string target, const RemoteStoreOptions& options,
-              std::shared_ptr<grpc::Channel> channel)
+  RemoteStoreClient(std::string target, const RemoteStoreOptions& options,
+                    std::shared_ptr<grpc::Channel> channel)
       : target_(std::move(target)),
         call_timeout_(options.call_timeout),
         channel_(std::move(channel)),
@@ -54,153 +81,173 @@ class RemoteStore final : public memstore::MemoryStore {
         select_method_("/infllm.v1.MemoryStore/Select", grpc::internal::RpcMethod::SERVER_STREAMING,
                        channel_),
         fetch_method_("/infllm.v1.MemoryStore/Fetch", grpc::internal::RpcMethod::SERVER_STREAMING,
-                      channel_) {}
+                      channel_),
+        cancellation_(options.cancel),
+        clock_(cancellation_),
+        retrier_(options.retry, options.clock != nullptr ? *options.clock : clock_) {}
 
-  absl::StatusOr<ContextId> Create(const memstore::ContextOptions& options) override {
+  // Shows that a memory store listens.
+  absl::Status Probe() {
+    pb::StatsResponse response;
+    return Settle("Stats",
+                  CallOnce("Stats", &pb::MemoryStore::Stub::Stats, pb::StatsRequest(), &response));
+  }
+
+  void Cancel() override { cancellation_.Cancel(); }
+  RetryCounts Retries() const override { return retrier_.counts(); }
+
+  absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
     INFLLM_RETURN_IF_ERROR(Validate(options));  // here too: sizes below must not overflow
     pb::CreateRequest request;
+    request.set_context(wire::ToProto(id));
     request.set_tenant(options.tenant);
     request.set_fingerprint_hi(options.model.hi);
     request.set_fingerprint_lo(options.model.lo);
+    request.set_recipe(options.recipe);
     *request.mutable_geometry() = wire::ToProto(options.geometry);
+    request.set_crc32c(wire::Checksum(request));
     pb::CreateResponse response;
     INFLLM_RETURN_IF_ERROR(Call("Create", &pb::MemoryStore::Stub::Create, request, &response));
-    const ContextId context{response.context()};
-    if (response.crc32c() !=
-        wire::IdsChecksum({response.context(), request.fingerprint_hi(), request.fingerprint_lo()},
-                          request.geometry())) {
-      return Refuse({context}, "its checksum does not fit");
-    }
-    Remember(context, options.geometry);
-    return context;
+    Remember(id, options.geometry);
+    return absl::OkStatus();
   }
 
-  absl::Status Append(ContextId context, int32_t layer, int64_t first_block,
-                      std::span<const std::byte> payloads) override {
+  absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
+                      std::span<const std::span<const std::byte>> payloads) override {
     INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
+    const size_t bytes = geometry.payload_bytes();
+    for (size_t i = 0; i < payloads.size(); ++i) {
+      if (payloads[i].size() == bytes) continue;
+      return error::WrongSize(absl::StrCat("payload ", i), static_cast<int64_t>(payloads[i].size()),
+                              static_cast<int64_t>(bytes));
+    }
     pb::AppendRequest request;
-    return SendBlocks(request, {context, layer, first_block}, "payloads", payloads,
-                      geometry.payload_bytes(), [&](std::span<const std::byte> part) {
-                        request.set_payloads(part.data(), part.size());
-                        pb::AppendResponse response;
-                        return Call("Append", &pb::MemoryStore::Stub::Append, request, &response);
-                      });
+    return SendBlocks(
+        request, {context, layer, first_block}, payloads.size(), bytes,
+        [&](size_t begin, size_t count) {
+          request.mutable_payloads()->clear();
+          request.mutable_payloads()->reserve(count * bytes);
+          for (const std::span<const std::byte> payload : payloads.subspan(begin, count)) {
+            request.mutable_payloads()->append(reinterpret_cast<const char*>(payload.data()),
+                                               payload.size());
+          }
+          return std::as_bytes(wire::AsSpan(request.payloads()));
+        },
+        [&] {
+          pb::AppendResponse response;
+          return Call("Append", &pb::MemoryStore::Stub::Append, request, &response);
+        });
   }
 
-  absl::Status Publish(ContextId context, int32_t layer, int64_t first_block,
+  absl::Status Publish(const ContextId& context, int32_t layer, int64_t first_block,
                        std::span<const float> representatives) override {
     INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
+    const size_t floats = geometry.representative_floats();
+    if (representatives.size() % floats != 0) {
+      return error::NotWholeBlocks("representatives", static_cast<int64_t>(representatives.size()),
+                                   static_cast<int64_t>(floats));
+    }
+    const size_t blocks = representatives.size() / floats;
     pb::PublishRequest request;
-    return SendBlocks(request, {context, layer, first_block}, "representatives", representatives,
-                      geometry.representative_floats(), [&](std::span<const float> part) {
-                        request.mutable_representatives()->Assign(part.begin(), part.end());
-                        pb::PublishResponse response;
-                        return Call("Publish", &pb::MemoryStore::Stub::Publish, request, &response);
-                      });
+    INFLLM_RETURN_IF_ERROR(SendBlocks(
+        request, {context, layer, first_block}, blocks, floats * sizeof(float),
+        [&](size_t begin, size_t count) {
+          const auto part = representatives.subspan(begin * floats, count * floats);
+          request.mutable_representatives()->Assign(part.begin(), part.end());
+          return std::as_bytes(part);
+        },
+        [&] {
+          pb::PublishResponse response;
+          return Call("Publish", &pb::MemoryStore::Stub::Publish, request, &response);
+        }));
+    NotePublished(context, layer, wire::Later(first_block, blocks));
+    return absl::OkStatus();
   }
 
-  absl::StatusOr<memstore::Selection> Select(ContextId context, int32_t layer,
-                                             const memstore::SelectRequest& select) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
-    pb::SelectRequest request;
-    request.set_context(static_cast<uint64_t>(context));
-    request.set_layer(layer);
-    request.set_k(select.k);
-    request.set_per_kv_head(select.per_kv_head);
-    request.set_scoring(wire::ToProto(select.scoring));
-    request.mutable_have()->Assign(select.have.begin(), select.have.end());
-    request.mutable_query()->Assign(select.query.begin(), select.query.end());
-    request.mutable_upcoming()->Assign(select.upcoming.begin(), select.upcoming.end());
-    request.set_crc32c(wire::QueryChecksum(context, layer, select));
-
-    memstore::Selection selection;
-    int64_t total = -1;
-    INFLLM_RETURN_IF_ERROR(Stream<pb::SelectResponse>(
-        "Select", select_method_, request, {context, layer},
-        [&](pb::SelectResponse& response) -> absl::Status {
-          if (total < 0) total = response.total_blocks();
-          if (total != response.total_blocks()) {
-            return Refuse({context, layer}, "its messages disagree on the number of blocks");
-          }
-          for (pb::SelectResponse::Block& block : *response.mutable_blocks()) {
-            INFLLM_ASSIGN_OR_RETURN(memstore::SelectedBlock selected,
-                                    Check(context, layer, geometry, select, block));
-            if (!selection.blocks.empty() && selection.blocks.back().index >= selected.index) {
-              return Refuse({context, layer, selected.index}, "its blocks are not ascending");
-            }
-            selection.blocks.push_back(std::move(selected));
-          }
-          return absl::OkStatus();
-        }));
-    if (static_cast<int64_t>(selection.blocks.size()) != total) {
-      return Refuse({context, layer}, absl::StrCat("it ended after ", selection.blocks.size(),
-                                                   " of ", total, " blocks"));
+  absl::StatusOr<std::vector<Selection>> Select(const memstore::SelectRequest& request) override {
+    INFLLM_RETURN_IF_ERROR(Validate(request));
+    std::vector<Selection> selections(request.queries.size());
+    std::vector<AskedQuery> asked(request.queries.size());
+    std::vector<size_t> part;  // queries that travel together
+    size_t part_bytes = 0;
+    for (size_t i = 0; i < selections.size(); ++i) {
+      const memstore::SelectQuery& query = request.queries[i];
+      const absl::StatusOr<Geometry> geometry = GeometryOf(query.context);
+      if (absl::IsNotFound(geometry.status())) {
+        selections[i].status = geometry.status();
+        continue;
+      }
+      INFLLM_RETURN_IF_ERROR(geometry.status());
+      asked[i] = {.query = &query,
+                  .payload_bytes = geometry->payload_bytes(),
+                  .published = PublishedIn(query.context, request.layer)};
+      const size_t bytes = BytesOf(query);
+      if (!part.empty() && part_bytes + bytes > wire::kTargetMessageBytes) {
+        INFLLM_RETURN_IF_ERROR(SelectTogether(request, asked, std::exchange(part, {}), selections));
+        part_bytes = 0;
+      }
+      part.push_back(i);
+      part_bytes += bytes;
     }
-    return selection;
+    if (!part.empty()) INFLLM_RETURN_IF_ERROR(SelectTogether(request, asked, part, selections));
+    return selections;
+  }
+
+  absl::StatusOr<memstore::IndexView> View(const ContextId&, int32_t) override {
+    return absl::UnimplementedError(
+        "the block index is in another process, which cannot be looked into: Select");
   }
 
   absl::StatusOr<std::vector<memstore::BlockHandle>> Fetch(
-      ContextId context, int32_t layer, std::span<const int64_t> blocks) override {
+      const ContextId& context, int32_t layer, std::span<const int64_t> blocks) override {
     INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
     pb::FetchRequest request;
-    request.set_context(static_cast<uint64_t>(context));
+    request.set_context(wire::ToProto(context));
     request.set_layer(layer);
     request.mutable_blocks()->Assign(blocks.begin(), blocks.end());
-
     std::vector<memstore::BlockHandle> handles;
-    handles.reserve(blocks.size());
-    INFLLM_RETURN_IF_ERROR(Stream<pb::FetchResponse>(
-        "Fetch", fetch_method_, request, {context, layer},
-        [&](pb::FetchResponse& response) -> absl::Status {
-          for (pb::FetchResponse::Block& block : *response.mutable_blocks()) {
-            if (handles.size() == blocks.size()) {
-              return Refuse({context, layer}, "it has more blocks than were asked for");
-            }
-            const int64_t index = blocks[handles.size()];
-            memstore::BlockHandle handle = TakePayload(block.release_payload());
-            if (handle.payload().size() != geometry.payload_bytes() ||
-                wire::BlockChecksum({context, layer, index}, handle.payload()) != block.crc32c()) {
-              return Refuse({context, layer, index}, "its size or checksum does not fit");
-            }
-            handles.push_back(std::move(handle));
-          }
-          return absl::OkStatus();
-        }));
-    if (handles.size() != blocks.size()) {
-      return Refuse({context, layer}, absl::StrCat("it ended after ", handles.size(), " of ",
-                                                   blocks.size(), " blocks"));
-    }
+    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+      FetchAnswer answer(target_, context, layer, blocks, geometry.payload_bytes());
+      INFLLM_RETURN_IF_ERROR(
+          Stream<pb::FetchResponse>("Fetch", fetch_method_, request,
+                                    [&](pb::FetchResponse& part) { return answer.Take(part); }));
+      INFLLM_ASSIGN_OR_RETURN(handles, Counted(answer.Finish()));
+      return absl::OkStatus();
+    });
+    INFLLM_RETURN_IF_ERROR(Settle("Fetch", status));
     return handles;
   }
 
-  absl::Status Seal(ContextId context) override {
+  absl::Status Seal(const ContextId& context) override {
     pb::SealRequest request;
-    request.set_context(static_cast<uint64_t>(context));
+    request.set_context(wire::ToProto(context));
     pb::SealResponse response;
     return Call("Seal", &pb::MemoryStore::Stub::Seal, request, &response);
   }
 
-  absl::StatusOr<ContextId> Fork(ContextId context) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
+  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
+    const std::optional<Context> shared = Recall(parent);  // before the call: this much, at least
     pb::ForkRequest request;
-    request.set_context(static_cast<uint64_t>(context));
+    request.set_parent(wire::ToProto(parent));
+    request.set_child(wire::ToProto(child));
+    request.set_crc32c(wire::Checksum(request));
     pb::ForkResponse response;
     INFLLM_RETURN_IF_ERROR(Call("Fork", &pb::MemoryStore::Stub::Fork, request, &response));
-    if (response.crc32c() != wire::IdsChecksum({request.context(), response.context()})) {
-      return Refuse({context}, "its checksum does not fit");
-    }
-    const ContextId fork{response.context()};
-    Remember(fork, geometry);
-    return fork;
+    if (!shared.has_value()) return absl::OkStatus();  // the daemon is asked when it is needed
+    const std::lock_guard lock(mutex_);
+    contexts_[child] = *shared;
+    return absl::OkStatus();
   }
 
-  absl::Status Drop(ContextId context) override {
+  absl::Status Drop(const ContextId& context) override {
     pb::DropRequest request;
-    request.set_context(static_cast<uint64_t>(context));
+    request.set_context(wire::ToProto(context));
     pb::DropResponse response;
-    INFLLM_RETURN_IF_ERROR(Call("Drop", &pb::MemoryStore::Stub::Drop, request, &response));
+    absl::Status status = Call("Drop", &pb::MemoryStore::Stub::Drop, request, &response);
+    if (absl::IsCancelled(status)) status = LastDrop(request);
+    INFLLM_RETURN_IF_ERROR(status);
     const std::lock_guard lock(mutex_);
-    geometries_.erase(context);
+    contexts_.erase(context);
     return absl::OkStatus();
   }
 
@@ -215,11 +262,20 @@ class RemoteStore final : public memstore::MemoryStore {
 
  private:
   template <typename Request, typename Response>
-  absl::Status Call(std::string_view name,
-                    grpc::Status (pb::MemoryStore::Stub::*method)(grpc::ClientContext*,
-                                                                  const Request&, Response*),
-                    const Request& request, Response* response) {
+  using Method = grpc::Status (pb::MemoryStore::Stub::*)(grpc::ClientContext*, const Request&,
+                                                         Response*);
+
+  template <typename Request, typename Response>
+  absl::Status Call(std::string_view name, Method<Request, Response> method, const Request& request,
+                    Response* response) {
+    return Settle(name, retrier_.Run([&] { return CallOnce(name, method, request, response); }));
+  }
+
+  template <typename Request, typename Response>
+  absl::Status CallOnce(std::string_view name, Method<Request, Response> method,
+                        const Request& request, Response* response) {
     grpc::ClientContext context;
+    const Cancellation::Call in_flight(cancellation_, context);
     context.set_deadline(absl::ToChronoTime(absl::Now() + call_timeout_));
     return ToStatus(name, ((*stub_).*method)(&context, request, response));
   }
@@ -228,9 +284,9 @@ class RemoteStore final : public memstore::MemoryStore {
   // bytes, for gRPC's own parsing would take one that does not parse for the end of the answer.
   template <typename Response, typename Request>
   absl::Status Stream(std::string_view name, const grpc::internal::RpcMethod& method,
-                      const Request& request, const error::Place& place,
-                      absl::FunctionRef<absl::Status(Response&)> accept) {
+                      const Request& request, absl::FunctionRef<absl::Status(Response&)> accept) {
     grpc::ClientContext context;
+    const Cancellation::Call in_flight(cancellation_, context);
     context.set_deadline(absl::ToChronoTime(absl::Now() + call_timeout_));
     const std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
         grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(channel_.get(), method,
@@ -239,9 +295,9 @@ class RemoteStore final : public memstore::MemoryStore {
     Response response;
     while (reader->Read(&bytes)) {
       grpc::ProtoBufferReader input(&bytes);
-      absl::Status accepted = response.ParseFromZeroCopyStream(&input)
-                                  ? accept(response)
-                                  : Refuse(place, "a message of it is malformed");
+      absl::Status accepted =
+          Counted(response.ParseFromZeroCopyStream(&input) ? accept(response)
+                                                           : error::DamagedMessage(target_, name));
       if (!accepted.ok()) {
         context.TryCancel();
         reader->Finish();  // the cancellation; `accepted` says why
@@ -251,73 +307,92 @@ class RemoteStore final : public memstore::MemoryStore {
     return ToStatus(name, reader->Finish());
   }
 
-  // Sends `content`, blocks of `block_elements`, in requests of about wire::kTargetMessageBytes.
-  // `send` adds its part of the content to `request`, which has all else, and makes the call.
-  template <typename Request, typename Element, typename Send>
-  absl::Status SendBlocks(Request& request, wire::BlockPlace place, std::string_view field,
-                          std::span<const Element> content, size_t block_elements, Send send) {
-    if (content.size() % block_elements != 0) {
-      return error::NotWholeBlocks(field, static_cast<int64_t>(content.size()),
-                                   static_cast<int64_t>(block_elements));
-    }
-    request.set_context(static_cast<uint64_t>(place.context));
+  // Sends `blocks` blocks of `block_bytes` in requests of about wire::kTargetMessageBytes.
+  // `fill(begin, count)` puts those blocks into `request` and returns their bytes; `send` makes the
+  // call.
+  template <typename Request, typename Fill, typename Send>
+  absl::Status SendBlocks(Request& request, wire::BlockPlace place, size_t blocks,
+                          size_t block_bytes, Fill fill, Send send) {
+    request.set_context(wire::ToProto(place.context));
     request.set_layer(place.layer);
-    const auto blocks = wire::BlocksPerMessage(block_elements * sizeof(Element));
-    const size_t step = static_cast<size_t>(blocks) * block_elements;
+    const auto step = static_cast<size_t>(wire::BlocksPerMessage(block_bytes));
+    size_t begin = 0;
     do {
-      const std::span<const Element> part = content.first(std::min(step, content.size()));
-      content = content.subspan(part.size());
+      const size_t count = std::min(step, blocks - begin);
+      const std::span<const std::byte> content = fill(begin, count);
       request.set_first_block(place.index);
       request.clear_crc32c();
-      for (size_t begin = 0; begin < part.size(); begin += block_elements) {
+      for (size_t i = 0; i < count; ++i) {
         request.add_crc32c(
-            wire::BlockChecksum(place, std::as_bytes(part.subspan(begin, block_elements))));
+            wire::BlockChecksum(place, content.subspan(i * block_bytes, block_bytes)));
         place.index = wire::Later(place.index, 1);
       }
-      INFLLM_RETURN_IF_ERROR(send(part));
-    } while (!content.empty());
+      INFLLM_RETURN_IF_ERROR(send());
+      begin += count;
+    } while (begin < blocks);
     return absl::OkStatus();
   }
 
-  absl::StatusOr<memstore::SelectedBlock> Check(ContextId context, int32_t layer,
-                                                const Geometry& geometry,
-                                                const memstore::SelectRequest& select,
-                                                pb::SelectResponse::Block& block) {
-    memstore::SelectedBlock selected{
-        .index = block.index(), .score = block.score(), .kv_heads = block.kv_heads()};
-    selected.block = TakePayload(block.release_payload());
-    const std::span<const std::byte> payload = selected.block.payload();
-    const error::Place place{context, layer, selected.index};
-    if (wire::SelectedChecksum({context, layer, selected.index}, selected.score, selected.kv_heads,
-                               payload) != block.crc32c()) {
-      return Refuse(place, "its checksum does not fit");
-    }
-    // Of the question's own kind: no head that the model does not have, no block for nobody.
-    const uint64_t all = ~uint64_t{0};
-    const uint64_t others = geometry.kv_heads < 64 ? all << geometry.kv_heads : 0;
-    if (select.per_kv_head ? selected.kv_heads == 0 || (selected.kv_heads & others) != 0
-                           : selected.kv_heads != all) {
-      return Refuse(place, absl::StrCat("the KV heads that selected it are 0x",
-                                        absl::Hex(selected.kv_heads), " of ", geometry.kv_heads));
-    }
-    const bool had = std::binary_search(select.have.begin(), select.have.end(), selected.index);
-    if (payload.size() != (had ? 0 : geometry.payload_bytes())) {
-      return Refuse(place, absl::StrCat("its payload has ", payload.size(), " bytes"));
-    }
-    return selected;
+  // Asks the queries of `part`. Those whose own errors may pass are asked again by themselves: what
+  // the others took in the daemon's RAM is free by then.
+  absl::Status SelectTogether(const memstore::SelectRequest& request,
+                              std::span<const AskedQuery> asked, std::vector<size_t> part,
+                              std::span<Selection> selections) {
+    absl::Status call;  // the last one
+    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+      call = SelectOnce(request, asked, part, selections);
+      INFLLM_RETURN_IF_ERROR(call);
+      std::erase_if(part, [&](size_t i) { return !MayPass(selections[i].status); });
+      return part.empty() ? absl::OkStatus() : selections[part.front()].status;
+    });
+    return Settle("Select", absl::IsCancelled(status) ? status : call);
   }
 
-  absl::Status Refuse(const error::Place& place, std::string_view what) {
-    refused_answers_.fetch_add(1, std::memory_order_relaxed);
-    return error::BadAnswer(target_, place, what);
+  absl::Status SelectOnce(const memstore::SelectRequest& request, std::span<const AskedQuery> asked,
+                          std::span<const size_t> part, std::span<Selection> selections) {
+    pb::SelectRequest message;
+    message.set_layer(request.layer);
+    message.set_scoring(wire::ToProto(request.scoring));
+    std::vector<AskedQuery> asked_now;
+    for (const size_t i : part) {
+      const memstore::SelectQuery& query = *asked[i].query;
+      pb::SelectRequest::Query& sent = *message.add_queries();
+      sent.set_context(wire::ToProto(query.context));
+      sent.set_k(query.k);
+      sent.set_end_block(query.end_block);
+      sent.mutable_have()->Assign(query.have.begin(), query.have.end());
+      sent.mutable_query()->Assign(query.query.begin(), query.query.end());
+      asked_now.push_back(asked[i]);
+    }
+    message.set_crc32c(wire::Checksum(message));
+    SelectAnswer answer(target_, request.layer, asked_now);
+    INFLLM_RETURN_IF_ERROR(
+        Stream<pb::SelectResponse>("Select", select_method_, message,
+                                   [&](pb::SelectResponse& more) { return answer.Take(more); }));
+    INFLLM_ASSIGN_OR_RETURN(std::vector<Selection> answers, Counted(answer.Finish()));
+    for (size_t i = 0; i < part.size(); ++i) selections[part[i]] = std::move(answers[i]);
+    return absl::OkStatus();
+  }
+
+  // After a cancellation: without retries, and all of them within kLastDrops.
+  absl::Status LastDrop(const pb::DropRequest& request) {
+    grpc::ClientContext context;
+    {
+      const std::lock_guard lock(mutex_);
+      if (last_drops_end_ == absl::InfiniteFuture()) last_drops_end_ = absl::Now() + kLastDrops;
+      context.set_deadline(absl::ToChronoTime(last_drops_end_));
+    }
+    pb::DropResponse response;
+    return ToStatus("Drop", stub_->Drop(&context, request, &response));
   }
 
   absl::Status ToStatus(std::string_view call, const grpc::Status& status) const {
     switch (status.error_code()) {
       case grpc::StatusCode::DEADLINE_EXCEEDED:
         return error::StoreTimedOut(target_, call, absl::ToDoubleSeconds(call_timeout_));
-      case grpc::StatusCode::CANCELLED:  // we never cancel a call whose status we use: the server
-                                         // did
+      case grpc::StatusCode::CANCELLED:
+        if (cancellation_.cancelled()) return error::Cancelled(target_, call);
+        [[fallthrough]];  // the server did
       case grpc::StatusCode::UNAVAILABLE:
         return error::StoreUnavailable(target_, status.error_message());
       case grpc::StatusCode::UNIMPLEMENTED:
@@ -327,28 +402,75 @@ class RemoteStore final : public memstore::MemoryStore {
     }
   }
 
-  void Remember(ContextId context, const Geometry& geometry) {
+  // What the caller is told when nothing is tried any more.
+  absl::Status Settle(std::string_view call, absl::Status status) const {
+    if (absl::IsAborted(status)) return error::AlwaysDamaged(status);
+    if (absl::IsCancelled(status)) return error::Cancelled(target_, call);
+    return status;
+  }
+
+  // Counts answers that are refused.
+  template <typename Result>
+  Result Counted(Result result) {
+    if (!result.ok()) refused_answers_.fetch_add(1, std::memory_order_relaxed);
+    return result;
+  }
+
+  void Remember(const ContextId& context, const Geometry& geometry) {
     const std::lock_guard lock(mutex_);
-    geometries_[context] = geometry;
+    contexts_[context] = {.geometry = geometry,
+                          .published = std::vector<int64_t>(static_cast<size_t>(geometry.layers))};
+  }
+
+  std::optional<Context> Recall(const ContextId& context) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = contexts_.find(context);
+    if (found == contexts_.end()) return std::nullopt;
+    return found->second;
+  }
+
+  // At least; 0 if nothing is known, also of a layer that there is not.
+  int64_t PublishedIn(const ContextId& context, int32_t layer) const {
+    const std::lock_guard lock(mutex_);
+    const auto found = contexts_.find(context);
+    if (found == contexts_.end() || !HasLayer(found->second, layer)) return 0;
+    return found->second.published[static_cast<size_t>(layer)];
+  }
+  void NotePublished(const ContextId& context, int32_t layer, int64_t blocks) {
+    const std::lock_guard lock(mutex_);
+    const auto found = contexts_.find(context);
+    if (found == contexts_.end() || !HasLayer(found->second, layer)) return;
+    int64_t& published = found->second.published[static_cast<size_t>(layer)];
+    published = std::max(published, blocks);
+  }
+  static bool HasLayer(const Context& context, int32_t layer) {
+    return layer >= 0 && layer < context.geometry.layers;
   }
 
   // Of contexts made elsewhere the daemon is asked, once.
-  absl::StatusOr<Geometry> GeometryOf(ContextId context) {
+  absl::StatusOr<Geometry> GeometryOf(const ContextId& context) {
     {
       const std::lock_guard lock(mutex_);
-      const auto found = geometries_.find(context);
-      if (found != geometries_.end()) return found->second;
+      const auto found = contexts_.find(context);
+      if (found != contexts_.end()) return found->second.geometry;
     }
     pb::DescribeRequest request;
-    request.set_context(static_cast<uint64_t>(context));
+    request.set_context(wire::ToProto(context));
     pb::DescribeResponse response;
-    INFLLM_RETURN_IF_ERROR(Call("Describe", &pb::MemoryStore::Stub::Describe, request, &response));
-    if (response.crc32c() != wire::IdsChecksum({request.context()}, response.geometry())) {
-      return Refuse({context}, "its checksum does not fit");
-    }
+    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(
+          CallOnce("Describe", &pb::MemoryStore::Stub::Describe, request, &response));
+      if (response.crc32c() != wire::DescribeChecksum(context, response.geometry())) {
+        return Counted(error::DamagedAnswer(target_, {context}, "its checksum does not fit"));
+      }
+      return absl::OkStatus();
+    });
+    INFLLM_RETURN_IF_ERROR(Settle("Describe", status));
     const absl::StatusOr<Geometry> geometry = wire::FromProto(response.geometry());
     const absl::Status valid = geometry.ok() ? Validate(*geometry) : geometry.status();
-    if (!valid.ok()) return Refuse({context}, std::string(valid.message()));
+    if (!valid.ok()) {
+      return Counted(error::WrongAnswer(target_, {context}, std::string(valid.message())));
+    }
     Remember(context, *geometry);
     return *geometry;
   }
@@ -359,9 +481,13 @@ class RemoteStore final : public memstore::MemoryStore {
   const std::unique_ptr<pb::MemoryStore::Stub> stub_;
   const grpc::internal::RpcMethod select_method_;
   const grpc::internal::RpcMethod fetch_method_;
+  Cancellation cancellation_;
+  SystemClock clock_;
+  Retrier retrier_;
   std::atomic<int64_t> refused_answers_{0};
-  std::mutex mutex_;
-  std::map<ContextId, Geometry> geometries_;
+  mutable std::mutex mutex_;
+  absl::flat_hash_map<ContextId, Context> contexts_ ABSL_GUARDED_BY(mutex_);
+  absl::Time last_drops_end_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
 };
 
 std::shared_ptr<grpc::Channel> NewChannel(const Endpoint& endpoint) {
@@ -380,6 +506,9 @@ std::shared_ptr<grpc::Channel> NewChannel(const Endpoint& endpoint) {
   return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
 }
 
+// Between two looks at RemoteStoreOptions::cancel while connecting.
+constexpr absl::Duration kConnectLook = absl::Milliseconds(50);
+
 // gRPC tells the reason only to a call.
 std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel, absl::Duration waited) {
   grpc::ClientContext context;
@@ -393,17 +522,21 @@ std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel, absl:
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> ConnectRemoteStore(
-    const std::string& target, const RemoteStoreOptions& options) {
+absl::StatusOr<std::unique_ptr<RemoteStore>> ConnectRemoteStore(const std::string& target,
+                                                                const RemoteStoreOptions& options) {
   INFLLM_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(target));
   KeepGrpcInitialized();
   std::shared_ptr<grpc::Channel> channel = NewChannel(endpoint);
-  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
-    return error::StoreUnavailable(target, WhyNotConnected(channel, options.connect_timeout));
+  const absl::Time give_up = absl::Now() + options.connect_timeout;
+  while (!channel->WaitForConnected(
+      absl::ToChronoTime(std::min(give_up, absl::Now() + kConnectLook)))) {
+    if (options.cancel != nullptr && *options.cancel) return error::Cancelled(target, "connecting");
+    if (absl::Now() >= give_up) {
+      return error::StoreUnavailable(target, WhyNotConnected(channel, options.connect_timeout));
+    }
   }
-  auto store = std::make_unique<RemoteStore>(target, options, std::move(channel));
-  // Shows that it is a memory store.
-  INFLLM_RETURN_IF_ERROR(store->Stats().status());
+  auto store = std::make_unique<RemoteStoreClient>(target, options, std::move(channel));
+  INFLLM_RETURN_IF_ERROR(store->Probe());
   return store;
 }
 

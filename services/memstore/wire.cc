@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <string_view>
 
 #include "kernels/core/status_macros.h"
@@ -15,15 +16,34 @@ namespace pb = infllm::v1;
 
 static_assert(std::endian::native == std::endian::little, "the wire form is little-endian");
 
-uint32_t Extend(uint32_t crc, int64_t value) {
-  return memstore::ExtendCrc32c(crc, std::as_bytes(std::span(&value, 1)));
-}
+// A checksum as it grows, value by value.
+class Sum {
+ public:
+  Sum& Add(int64_t value) { return Add(std::as_bytes(std::span(&value, 1))); }
+  Sum& Add(std::span<const std::byte> bytes) {
+    crc_ = memstore::ExtendCrc32c(crc_, bytes);
+    return *this;
+  }
+  Sum& Add(float value) { return Add(std::as_bytes(std::span(&value, 1))); }
+  Sum& Add(const memstore::ContextId& context) {
+    return Add(static_cast<int64_t>(context.hi)).Add(static_cast<int64_t>(context.lo));
+  }
+  Sum& Add(const std::string& bytes) { return Add(std::as_bytes(std::span(bytes))); }
+  Sum& Add(const pb::Geometry& g) {
+    const int64_t fields[] = {g.layers(),       g.q_heads(), g.kv_heads(),      g.head_dim(),
+                              g.block_tokens(), g.dtype(),   g.representative()};
+    return Add(std::as_bytes(std::span(fields)));
+  }
+  // How many, then what.
+  template <typename Field>
+  Sum& AddCounted(const Field& field) {
+    return Add(static_cast<int64_t>(field.size())).Add(std::as_bytes(AsSpan(field)));
+  }
+  uint32_t crc() const { return crc_; }
 
-uint32_t PlaceChecksum(const BlockPlace& place) {
-  uint32_t crc = Extend(0, static_cast<int64_t>(place.context));
-  crc = Extend(crc, place.layer);
-  return Extend(crc, place.index);
-}
+ private:
+  uint32_t crc_ = 0;
+};
 
 // The values of an enum on either side.
 template <typename Proto, typename Ours>
@@ -37,7 +57,6 @@ constexpr Pair<pb::DType, kernels::DType> kDTypes[] = {
 };
 constexpr Pair<pb::RepresentativeKind, kernels::RepresentativeKind> kRepresentatives[] = {
     {pb::REPRESENTATIVE_KIND_MEAN_KEY, kernels::RepresentativeKind::kMeanKey},
-    {pb::REPRESENTATIVE_KIND_KEYS, kernels::RepresentativeKind::kKeys},
     {pb::REPRESENTATIVE_KIND_BOUNDS, kernels::RepresentativeKind::kBounds},
 };
 constexpr Pair<pb::Scoring, kernels::Scoring> kScorings[] = {
@@ -69,38 +88,65 @@ int64_t BlocksPerMessage(size_t block_bytes) {
   return std::max<int64_t>(1, static_cast<int64_t>(kTargetMessageBytes / block_bytes));
 }
 
-uint32_t IdsChecksum(std::initializer_list<uint64_t> ids) {
-  return memstore::Crc32c(std::as_bytes(std::span(ids)));
+std::string ToProto(const memstore::ContextId& context) {
+  const uint64_t words[] = {context.hi, context.lo};
+  return std::string(reinterpret_cast<const char*>(words), sizeof(words));
 }
 
-uint32_t IdsChecksum(std::initializer_list<uint64_t> ids, const pb::Geometry& geometry) {
-  const int64_t fields[] = {geometry.layers(),         geometry.q_heads(),      geometry.kv_heads(),
-                            geometry.head_dim(),       geometry.block_tokens(), geometry.dtype(),
-                            geometry.representative(), geometry.repr_top_k()};
-  return memstore::ExtendCrc32c(IdsChecksum(ids), std::as_bytes(std::span(fields)));
+absl::StatusOr<memstore::ContextId> ContextFromProto(std::string_view field,
+                                                     const std::string& bytes) {
+  uint64_t words[2];
+  if (bytes.size() != sizeof(words)) {
+    return error::WrongSize(field, static_cast<int64_t>(bytes.size()), sizeof(words));
+  }
+  std::memcpy(words, bytes.data(), sizeof(words));
+  return memstore::ContextId{.hi = words[0], .lo = words[1]};
+}
+
+uint32_t Checksum(const pb::CreateRequest& request) {
+  return Sum()
+      .Add(request.context())
+      .AddCounted(request.tenant())
+      .Add(static_cast<int64_t>(request.fingerprint_hi()))
+      .Add(static_cast<int64_t>(request.fingerprint_lo()))
+      .AddCounted(request.recipe())
+      .Add(request.geometry())
+      .crc();
+}
+
+uint32_t Checksum(const pb::SelectRequest& request) {
+  Sum sum;
+  sum.Add(int64_t{request.layer()}).Add(int64_t{request.scoring()});
+  sum.Add(int64_t{request.queries_size()});
+  for (const pb::SelectRequest::Query& query : request.queries()) {
+    sum.Add(query.context()).Add(int64_t{query.k()}).Add(int64_t{query.end_block()});
+    sum.AddCounted(query.have()).AddCounted(query.query());
+  }
+  return sum.crc();
+}
+
+uint32_t Checksum(const pb::ForkRequest& request) {
+  return Sum().Add(request.parent()).Add(request.child()).crc();
+}
+
+uint32_t DescribeChecksum(const memstore::ContextId& context, const pb::Geometry& geometry) {
+  return Sum().Add(context).Add(geometry).crc();
 }
 
 uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> content) {
-  return memstore::ExtendCrc32c(PlaceChecksum(place), content);
+  return Sum().Add(place.context).Add(int64_t{place.layer}).Add(place.index).Add(content).crc();
 }
 
-uint32_t SelectedChecksum(const BlockPlace& place, float score, uint64_t kv_heads,
-                          std::span<const std::byte> payload) {
-  const uint32_t crc =
-      memstore::ExtendCrc32c(PlaceChecksum(place), std::as_bytes(std::span(&score, 1)));
-  return memstore::ExtendCrc32c(Extend(crc, static_cast<int64_t>(kv_heads)), payload);
-}
-
-uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
-                       const memstore::SelectRequest& request) {
-  uint32_t crc = Extend(0, static_cast<int64_t>(context));
-  crc = Extend(crc, layer);
-  crc = Extend(crc, request.k);
-  crc = Extend(crc, request.per_kv_head ? 1 : 0);
-  crc = Extend(crc, static_cast<int64_t>(ToProto(request.scoring)));
-  crc = memstore::ExtendCrc32c(crc, std::as_bytes(request.have));
-  crc = memstore::ExtendCrc32c(crc, std::as_bytes(request.query));
-  return memstore::ExtendCrc32c(crc, std::as_bytes(request.upcoming));
+uint32_t AnswerChecksum(const memstore::ContextId& context, int32_t layer, int64_t query,
+                        const pb::SelectResponse::Answer& answer) {
+  Sum sum;
+  sum.Add(context).Add(int64_t{layer}).Add(query).Add(int64_t{answer.code()});
+  sum.AddCounted(answer.message()).Add(int64_t{answer.blocks_size()});
+  for (const pb::SelectResponse::Block& block : answer.blocks()) {
+    sum.Add(int64_t{block.index()}).Add(block.score());
+    sum.Add(block.has_payload() ? int64_t{block.payload()} : int64_t{-1});
+  }
+  return sum.crc();
 }
 
 absl::StatusOr<memstore::Geometry> FromProto(const pb::Geometry& proto) {
@@ -115,8 +161,7 @@ absl::StatusOr<memstore::Geometry> FromProto(const pb::Geometry& proto) {
                             .head_dim = proto.head_dim(),
                             .block_tokens = proto.block_tokens(),
                             .dtype = dtype,
-                            .representative = representative,
-                            .repr_top_k = proto.repr_top_k()};
+                            .representative = representative};
 }
 
 pb::Geometry ToProto(const memstore::Geometry& geometry) {
@@ -128,7 +173,6 @@ pb::Geometry ToProto(const memstore::Geometry& geometry) {
   proto.set_block_tokens(geometry.block_tokens);
   proto.set_dtype(EnumToProto(kDTypes, geometry.dtype));
   proto.set_representative(EnumToProto(kRepresentatives, geometry.representative));
-  proto.set_repr_top_k(geometry.repr_top_k);
   return proto;
 }
 

@@ -3,8 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
 #include <span>
+#include <string>
+#include <string_view>
 
 #include "absl/status/statusor.h"
 #include "infllm/v1/memory_store.pb.h"
@@ -30,7 +31,7 @@ inline int64_t Later(int64_t index, size_t n) {
 
 // Where a block is; part of every checksum, so that a good block in the wrong place is noticed.
 struct BlockPlace {
-  memstore::ContextId context{};
+  memstore::ContextId context;
   int32_t layer = 0;
   int64_t index = 0;
 };
@@ -41,14 +42,22 @@ auto AsSpan(const Field& field) {
   return std::span(field.data(), static_cast<size_t>(field.size()));
 }
 
-// The checksums that memory_store.proto states.
-uint32_t IdsChecksum(std::initializer_list<uint64_t> ids);
-uint32_t IdsChecksum(std::initializer_list<uint64_t> ids, const infllm::v1::Geometry& geometry);
+// The 16 bytes of a context.
+std::string ToProto(const memstore::ContextId& context);
+// INVALID_ARGUMENT: names `field`, which has another size.
+absl::StatusOr<memstore::ContextId> ContextFromProto(std::string_view field,
+                                                     const std::string& bytes);
+
+// The checksums that memory_store.proto states. Those of a whole message take it as it is, so that
+// damage is told from nonsense.
+uint32_t Checksum(const infllm::v1::CreateRequest& request);
+uint32_t Checksum(const infllm::v1::SelectRequest& request);
+uint32_t Checksum(const infllm::v1::ForkRequest& request);
+uint32_t DescribeChecksum(const memstore::ContextId& context, const infllm::v1::Geometry& geometry);
 uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> content);
-uint32_t SelectedChecksum(const BlockPlace& place, float score, uint64_t kv_heads,
-                          std::span<const std::byte> payload);
-uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
-                       const memstore::SelectRequest& request);
+// Of the answer to query number `query`.
+uint32_t AnswerChecksum(const memstore::ContextId& context, int32_t layer, int64_t query,
+                        const infllm::v1::SelectResponse::Answer& answer);
 
 // INVALID_ARGUMENT: an enum has no known value. Sizes are the store's to judge.
 absl::StatusOr<memstore::Geometry> FromProto(const infllm::v1::Geometry& proto);
