@@ -129,9 +129,6 @@ struct KvSegment {
   // the call, is added here. [q_heads, tokens], `mass_stride` elements between heads.
   float* mass = nullptr;
   int64_t mass_stride = 0;
-  // The one KV head that attends this segment, or -1 for all. Far segments only: blocks that were
-  // selected per KV head.
-  int64_t kv_head = -1;
 };
 
 // One softmax over near and far keys (InfLLM paper sec. 3.1; streaming baselines likewise).
@@ -160,26 +157,10 @@ struct AttentionArgs {
   bool far_unmasked = false;
 };
 
-// Rotates a page of raw keys, each token by its own row of `table`, into a page of the same dtype:
-// far keys at positions of their own (see AttentionOptions::far_positions).
-struct RotatePageArgs {
-  const void* k = nullptr;       // [kv_heads, tokens, head_dim], head_stride between heads
-  const float* table = nullptr;  // [tokens, head_dim], as in RopeArgs
-  void* out = nullptr;           // [kv_heads, tokens, head_dim], out_head_stride; apart from k
-  DType dtype = DType::kF32;     // kF32 or kBF16
-  int64_t head_stride = 0;       // elements
-  int64_t out_head_stride = 0;   // elements
-  int64_t tokens = 0;
-  int64_t kv_heads = 0;
-  int64_t head_dim = 0;
-};
-
 // What stands for a block when blocks are scored: [slots, heads, head_dim] raw keys or bounds.
 enum class RepresentativeKind : uint8_t {
-  // 1 slot, query heads: the mean key of the tokens that drew most attention (the published code).
+  // 1 slot, query heads: the mean key of the `top` tokens that drew most attention (the paper's).
   kMeanKey,
-  // `top` slots, query heads: those keys, each for itself; a block is as good as its best key.
-  kKeys,
   // 2 slots, KV heads: the least and the largest key in each channel, over all tokens of the
   // block; their score is an upper bound of q . k (Quest, arXiv 2406.10774).
   kBounds,
@@ -190,13 +171,10 @@ struct RepresentativeShape {
   int64_t heads = 0;
   int64_t rows() const { return slots * heads; }
 };
-constexpr RepresentativeShape ShapeOf(RepresentativeKind kind, int64_t top, int64_t q_heads,
-                                      int64_t kv_heads) {
+constexpr RepresentativeShape ShapeOf(RepresentativeKind kind, int64_t q_heads, int64_t kv_heads) {
   switch (kind) {
     case RepresentativeKind::kMeanKey:
       return {1, q_heads};
-    case RepresentativeKind::kKeys:
-      return {top, q_heads};
     case RepresentativeKind::kBounds:
       return {2, kv_heads};
   }
@@ -204,7 +182,7 @@ constexpr RepresentativeShape ShapeOf(RepresentativeKind kind, int64_t top, int6
 }
 
 // The representative of one block. The `top` tokens with the largest mass are taken per query
-// head, best first; ties go to the earlier token.
+// head; ties go to the earlier token.
 struct RepresentativeArgs {
   RepresentativeKind kind = RepresentativeKind::kMeanKey;
   const void* k = nullptr;      // [kv_heads, block_tokens, head_dim], head_stride between heads
@@ -231,7 +209,6 @@ struct MeanQueryArgs {
 
 // How the logits of the query heads become the score of a block. The logit of head h and block b is
 //   kMeanKey  q_h . r_bh
-//   kKeys     max over slots s of q_h . r_bsh
 //   kBounds   sum over d of max(q_hd min_bgd, q_hd max_bgd), g the KV head of h; min <= max
 enum class Scoring : uint8_t {
   kMean,      // sum over heads of the logits: the paper's
@@ -239,8 +216,8 @@ enum class Scoring : uint8_t {
 };
 
 // Scores every block of a layer against each of some queries, in one pass over the representatives.
-// Chunks hold those of consecutive blocks. A group of query heads has scores of its own: one group
-// of all heads, or one per KV head. A query's scores do not depend on what else is scored with it.
+// Chunks hold those of consecutive blocks. A query's scores do not depend on what else is scored
+// with it.
 struct RepresentativeChunk {
   const void* data = nullptr;  // [blocks, slots, heads, head_dim]
   int64_t blocks = 0;
@@ -248,14 +225,12 @@ struct RepresentativeChunk {
 struct ScoreBlocksArgs {
   const float* query = nullptr;  // [queries, q_heads, head_dim]
   std::span<const RepresentativeChunk> chunks;
-  float* out = nullptr;  // [queries, groups, blocks of all chunks]
+  float* out = nullptr;  // [queries, blocks of all chunks]
   RepresentativeKind kind = RepresentativeKind::kMeanKey;
   DType dtype = DType::kF32;  // of the chunks: kF32 or kBF16
-  int64_t slots = 1;          // as ShapeOf says for `kind`
   int64_t q_heads = 0;
   int64_t kv_heads = 0;
   int64_t head_dim = 0;
-  int64_t groups = 1;  // 1 or kv_heads
   int64_t queries = 1;
   float scale = 1;  // used by kHeadVote only: the mean form's ranking does not depend on it
   Scoring scoring = Scoring::kMean;
@@ -299,7 +274,6 @@ class Backend {
                                    float* dst, int64_t dst_width, int64_t dst_column, int64_t rows,
                                    int64_t width) = 0;
   virtual absl::Status StorePage(const StorePageArgs& args) = 0;
-  virtual absl::Status RotatePage(const RotatePageArgs& args) = 0;
   virtual absl::Status Attention(const AttentionArgs& args) = 0;
   virtual absl::Status Representatives(const RepresentativeArgs& args) = 0;
   virtual absl::Status MeanQuery(const MeanQueryArgs& args) = 0;

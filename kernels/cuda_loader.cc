@@ -98,7 +98,6 @@ class CudaBackend final : public Backend {
     return Missing("CopyColumns");
   }
   absl::Status StorePage(const StorePageArgs&) override { return Missing("StorePage"); }
-  absl::Status RotatePage(const RotatePageArgs&) override { return Missing("RotatePage"); }
   absl::Status Attention(const AttentionArgs&) override { return Missing("Attention"); }
   absl::Status Representatives(const RepresentativeArgs&) override {
     return Missing("Representatives");

@@ -16,7 +16,6 @@ absl::Status Validate(const LinearArgs& args);
 absl::Status Validate(const RmsNormArgs& args);
 absl::Status Validate(const RopeArgs& args);
 absl::Status Validate(const StorePageArgs& args);
-absl::Status Validate(const RotatePageArgs& args);
 absl::Status Validate(const AttentionArgs& args);
 absl::Status Validate(const RepresentativeArgs& args);
 absl::Status Validate(const MeanQueryArgs& args);

@@ -24,14 +24,13 @@ struct Geometry {
   // Of keys and values, and of the representatives as they are kept. kF32 or kBF16.
   kernels::DType dtype = kernels::DType::kF32;
   kernels::RepresentativeKind representative = kernels::RepresentativeKind::kMeanKey;
-  int32_t repr_top_k = 1;  // slots of RepresentativeKind::kKeys; not used by the others
 
   // One layer's K then V, each [kv_heads, block_tokens, head_dim], row-major.
   size_t payload_bytes() const {
     return size_t{2} * kv_heads * block_tokens * head_dim * kernels::SizeOf(dtype);
   }
   kernels::RepresentativeShape representative_shape() const {
-    return kernels::ShapeOf(representative, repr_top_k, q_heads, kv_heads);
+    return kernels::ShapeOf(representative, q_heads, kv_heads);
   }
   // [slots, heads, head_dim] of representative_shape().
   size_t representative_floats() const {

@@ -15,8 +15,6 @@ namespace {
 // stay small, large ones have few chunks.
 constexpr int64_t kMinChunkBlocks = 8;
 constexpr int64_t kMaxChunkBytes = 4 << 20;
-// Scores that an index keeps for announced queries: 8 queries of a million blocks.
-constexpr int64_t kMaxAheadBytes = 32 << 20;
 
 class ChunkedIndex final : public BlockIndex {
  public:
@@ -66,26 +64,21 @@ class ChunkedIndex final : public BlockIndex {
                       [](float value, uint16_t b) { return kernels::BF16(value).bits == b; });
   }
 
-  absl::StatusOr<std::vector<std::vector<ScoredBlock>>> TopK(
-      std::span<const float> query, int64_t k, kernels::Scoring scoring, bool per_kv_head,
-      std::span<const float> upcoming) override {
-    if (query.size() != geometry_.query_floats() || upcoming.size() % query.size() != 0) {
+  absl::StatusOr<std::vector<ScoredBlock>> TopK(std::span<const float> query, int64_t k,
+                                                kernels::Scoring scoring) override {
+    if (query.size() != geometry_.query_floats()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("query has ", query.size(), " floats, upcoming ones ", upcoming.size(),
-                       ", expected q_heads * head_dim = ", geometry_.query_floats()));
+          absl::StrCat("query has ", query.size(),
+                       " floats, expected q_heads * head_dim = ", geometry_.query_floats()));
     }
-    const int64_t groups = per_kv_head ? geometry_.kv_heads : 1;
-    std::vector<std::vector<ScoredBlock>> result(groups);
+    std::vector<ScoredBlock> result;
     k = std::min(k, size_);
     if (k <= 0) return result;
-    INFLLM_RETURN_IF_ERROR(ScoreAll(query, scoring, groups, upcoming));
+    INFLLM_RETURN_IF_ERROR(ScoreAll(query, scoring));
     best_.resize(k);
-    for (int64_t group = 0; group < groups; ++group) {
-      const float* scores = scores_.data() + group * size_;
-      INFLLM_RETURN_IF_ERROR(backend_.TopK(scores, size_, k, best_));
-      result[group].reserve(k);
-      for (int64_t index : best_) result[group].push_back({.index = index, .score = scores[index]});
-    }
+    INFLLM_RETURN_IF_ERROR(backend_.TopK(scores_.data(), size_, k, best_));
+    result.reserve(k);
+    for (int64_t index : best_) result.push_back({.index = index, .score = scores_[index]});
     return result;
   }
 
@@ -120,90 +113,22 @@ class ChunkedIndex final : public BlockIndex {
     int64_t blocks = 0;                      // filled, as far as this index can see
   };
 
-  // Scores of queries that are to come, against the blocks that there were when they were
-  // announced. Gone with the last of them, so that layers at rest keep none.
-  struct Ahead {
-    std::vector<float> queries;  // [n, q_heads, head_dim]
-    std::vector<float> scores;   // [n, groups, blocks]
-    int64_t groups = 0;
-    int64_t blocks = 0;
-  };
-
-  // scores_: [groups, size_] of the query.
-  absl::Status ScoreAll(std::span<const float> query, kernels::Scoring scoring, int64_t groups,
-                        std::span<const float> upcoming) {
-    scores_.resize(groups * size_);
-    if (scoring != kernels::Scoring::kMean) {  // a block's score depends on all the others
-      ahead_ = {};
-      return Score(query, scoring, groups, 0, scores_);
-    }
-    if (const float* known = ScoresAhead(query, groups)) {
-      const int64_t fresh = size_ - ahead_.blocks;
-      fresh_scores_.resize(groups * fresh);
-      INFLLM_RETURN_IF_ERROR(Score(query, scoring, groups, ahead_.blocks, fresh_scores_));
-      for (int64_t g = 0; g < groups; ++g) {
-        float* out =
-            std::copy_n(known + g * ahead_.blocks, ahead_.blocks, scores_.data() + g * size_);
-        std::copy_n(fresh_scores_.data() + g * fresh, fresh, out);
-      }
-      if (known + groups * ahead_.blocks == ahead_.scores.data() + ahead_.scores.size())
-        ahead_ = {};
-      return absl::OkStatus();
-    }
-    const int64_t most = kMaxAheadBytes / static_cast<int64_t>(scores_.size() * sizeof(float)) - 1;
-    upcoming = upcoming.first(
-        std::min(upcoming.size(), static_cast<size_t>(std::max<int64_t>(most, 0)) * query.size()));
-    if (upcoming.empty()) {
-      ahead_ = {};
-      return Score(query, scoring, groups, 0, scores_);
-    }
-    ahead_.queries.assign(query.begin(), query.end());
-    ahead_.queries.insert(ahead_.queries.end(), upcoming.begin(), upcoming.end());
-    ahead_.groups = groups;
-    ahead_.blocks = size_;
-    ahead_.scores.resize(ahead_.queries.size() / query.size() * scores_.size());
-    if (absl::Status status = Score(ahead_.queries, scoring, groups, 0, ahead_.scores);
-        !status.ok()) {
-      ahead_ = {};
-      return status;
-    }
-    std::copy_n(ahead_.scores.begin(), scores_.size(), scores_.begin());
-    return absl::OkStatus();
-  }
-
-  // [groups, ahead_.blocks], or null if the query was not announced.
-  const float* ScoresAhead(std::span<const float> query, int64_t groups) const {
-    if (ahead_.groups != groups) return nullptr;
-    for (size_t at = 0; at < ahead_.queries.size(); at += query.size()) {
-      if (std::memcmp(ahead_.queries.data() + at, query.data(), query.size_bytes()) != 0) continue;
-      return ahead_.scores.data() +
-             static_cast<int64_t>(at / query.size()) * groups * ahead_.blocks;
-    }
-    return nullptr;
-  }
-
-  // out: [queries, groups, size_ - first_block].
-  absl::Status Score(std::span<const float> queries, kernels::Scoring scoring, int64_t groups,
-                     int64_t first_block, std::span<float> out) {
+  // scores_ of the query.
+  absl::Status ScoreAll(std::span<const float> query, kernels::Scoring scoring) {
     chunks_.clear();
     for (const View& view : views_) {
-      const int64_t skip = std::clamp(first_block - view.first, int64_t{0}, view.blocks);
-      if (skip == view.blocks) continue;
-      chunks_.push_back({.data = view.storage->data() + skip * static_cast<int64_t>(block_bytes_),
-                         .blocks = view.blocks - skip});
+      chunks_.push_back({.data = view.storage->data(), .blocks = view.blocks});
     }
+    scores_.resize(size_);
     return backend_.ScoreBlocks({
-        .query = queries.data(),
+        .query = query.data(),
         .chunks = chunks_,
-        .out = out.data(),
+        .out = scores_.data(),
         .kind = geometry_.representative,
         .dtype = geometry_.dtype,
-        .slots = geometry_.representative_shape().slots,
         .q_heads = geometry_.q_heads,
         .kv_heads = geometry_.kv_heads,
         .head_dim = geometry_.head_dim,
-        .groups = groups,
-        .queries = static_cast<int64_t>(queries.size() / geometry_.query_floats()),
         .scale = 1.0f / std::sqrt(static_cast<float>(geometry_.head_dim)),
         .scoring = scoring,
     });
@@ -239,12 +164,10 @@ class ChunkedIndex final : public BlockIndex {
   std::vector<View> views_;
   int64_t size_ = 0;
   int64_t room_ = 0;  // blocks that the last chunk can still take from this index
-  Ahead ahead_;
 
   // Scratch of TopK.
   std::vector<kernels::RepresentativeChunk> chunks_;
-  std::vector<float> scores_;        // [groups, size_]
-  std::vector<float> fresh_scores_;  // [groups, size_ - ahead_.blocks]
+  std::vector<float> scores_;  // [size_]
   std::vector<int64_t> best_;
 };
 

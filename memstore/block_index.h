@@ -32,13 +32,9 @@ class BlockIndex {
   // Whether `block` has these representatives, once rounded to the dtype they are kept in.
   // REQUIRES: 0 <= block < size().
   virtual bool Holds(int64_t block, std::span<const float> representative) const = 0;
-  // Per group of query heads the min(k, size()) best blocks, best first; ties go to the smaller
-  // index. One group of all heads, or with `per_kv_head` one for each KV head. `upcoming` are
-  // queries of later calls, [n, q_heads, head_dim]: scored together, they cost one pass over the
-  // index. They change no result.
-  virtual absl::StatusOr<std::vector<std::vector<ScoredBlock>>> TopK(
-      std::span<const float> query, int64_t k, kernels::Scoring scoring, bool per_kv_head,
-      std::span<const float> upcoming) = 0;
+  // The min(k, size()) best blocks, best first; ties go to the smaller index.
+  virtual absl::StatusOr<std::vector<ScoredBlock>> TopK(std::span<const float> query, int64_t k,
+                                                        kernels::Scoring scoring) = 0;
   virtual std::unique_ptr<BlockIndex> Fork() const = 0;
 };
 

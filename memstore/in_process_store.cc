@@ -25,28 +25,15 @@ absl::Status Gap(absl::string_view what, int64_t first_block, int64_t size) {
       what, " of block ", first_block, " would leave a gap: the next block is ", size));
 }
 
-// The best of every group of heads: ascending, each block once.
-std::vector<SelectedBlock> Merge(const std::vector<std::vector<ScoredBlock>>& best,
-                                 bool per_kv_head) {
-  std::vector<SelectedBlock> all;
-  for (size_t group = 0; group < best.size(); ++group) {
-    const uint64_t kv_heads = per_kv_head ? uint64_t{1} << group : ~uint64_t{0};
-    for (const ScoredBlock& block : best[group]) {
-      all.push_back({.index = block.index, .score = block.score, .kv_heads = kv_heads});
-    }
-  }
-  std::sort(all.begin(), all.end(),
-            [](const SelectedBlock& a, const SelectedBlock& b) { return a.index < b.index; });
+// Ascending by index.
+std::vector<SelectedBlock> InOrder(const std::vector<ScoredBlock>& best) {
   std::vector<SelectedBlock> blocks;
-  blocks.reserve(all.size());
-  for (const SelectedBlock& block : all) {
-    if (blocks.empty() || blocks.back().index != block.index) {
-      blocks.push_back(block);
-    } else {
-      blocks.back().kv_heads |= block.kv_heads;
-      blocks.back().score = std::max(blocks.back().score, block.score);
-    }
+  blocks.reserve(best.size());
+  for (const ScoredBlock& block : best) {
+    blocks.push_back({.index = block.index, .score = block.score});
   }
+  std::sort(blocks.begin(), blocks.end(),
+            [](const SelectedBlock& a, const SelectedBlock& b) { return a.index < b.index; });
   return blocks;
 }
 
@@ -128,10 +115,9 @@ class InProcessStore final : public MemoryStore {
     std::vector<size_t> positions;  // in the selection, of those
     {
       const std::lock_guard lock(place.layer->mu);
-      INFLLM_ASSIGN_OR_RETURN(const auto best,
-                              place.layer->index->TopK(request.query, request.k, request.scoring,
-                                                       request.per_kv_head, request.upcoming));
-      selection.blocks = Merge(best, request.per_kv_head);
+      INFLLM_ASSIGN_OR_RETURN(const std::vector<ScoredBlock> best,
+                              place.layer->index->TopK(request.query, request.k, request.scoring));
+      selection.blocks = InOrder(best);
       auto have = request.have.begin();
       for (size_t i = 0; i < selection.blocks.size(); ++i) {
         const int64_t index = selection.blocks[i].index;

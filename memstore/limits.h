@@ -14,11 +14,8 @@ inline constexpr int32_t kMaxHeads = 1024;            // 128 there
 inline constexpr int32_t kMaxHeadDim = 1024;          // 256 in the widest families
 inline constexpr int32_t kMaxBlockTokens = 8192;      // the published method uses 128
 inline constexpr size_t kMaxPayloadBytes = 64 << 20;  // 13B multi-head fp32 blocks of 512: 20 MiB
-inline constexpr int32_t kMaxReprTopK = 64;           // the published method uses 4
-// Of one block's representative as fp32: 64 keys each of 128 heads of 128 are 4 MiB.
+// Of one block's representative as fp32: the bounds of 128 heads of 128 are 128 KiB.
 inline constexpr size_t kMaxRepresentativeBytes = 64 << 20;
-inline constexpr int32_t kMaxSelectingKvHeads = 64;  // KV heads that select: bits of a mask
-inline constexpr int32_t kMaxSelect = 65536;         // blocks of one Select or Fetch
-inline constexpr int64_t kMaxUpcoming = 64;          // queries announced by one Select
+inline constexpr int32_t kMaxSelect = 65536;  // blocks of one Select or Fetch
 
 }  // namespace infllm::memstore::limits

@@ -25,26 +25,19 @@ struct ContextOptions {
 struct SelectRequest {
   std::span<const float> query;  // [q_heads, head_dim]: mean of the far-rotated queries
   int32_t k = 0;
-  // Each KV head takes its own k blocks by the scores of its query heads. For contexts of at most
-  // limits::kMaxSelectingKvHeads KV heads, k times KV heads at most limits::kMaxSelect.
-  bool per_kv_head = false;
   kernels::Scoring scoring = kernels::Scoring::kMean;
   // Blocks that the caller holds already, ascending: they are returned without payload.
   std::span<const int64_t> have;
-  // Queries of the Select calls of this layer that come next, [n, q_heads, head_dim], at most
-  // limits::kMaxUpcoming: a hint, with which the store may pass over its index once for all.
-  std::span<const float> upcoming;
 };
 
 struct SelectedBlock {
   int64_t index = 0;
-  float score = 0;        // the largest of those of the KV heads that selected it
-  uint64_t kv_heads = 0;  // bit g: KV head g selected it; all ones if heads select together
-  BlockHandle block;      // empty if the caller said it has it
+  float score = 0;
+  BlockHandle block;  // empty if the caller said it has it
 };
 
 struct Selection {
-  // Ascending by index. min(k, published) of them; with per_kv_head the union over KV heads.
+  // Ascending by index. min(k, published) of them.
   std::vector<SelectedBlock> blocks;
 };
 
@@ -97,8 +90,7 @@ class MemoryStore {
 
   // The k published blocks of `layer` most relevant to the query, exact, and the payloads that the
   // caller lacks, in one round trip. May read a cold tier.
-  //   INVALID_ARGUMENT    a query is not finite, k is out of its limits, `have` not ascending, too
-  //                       many upcoming queries, or too many KV heads to select for themselves
+  //   INVALID_ARGUMENT    the query is not finite, k is out of its limits, or `have` not ascending
   //   DATA_LOSS           a needed block failed its integrity check; it is never returned
   //   RESOURCE_EXHAUSTED  the payloads do not fit in RAM next to those that handles hold already
   virtual absl::StatusOr<Selection> Select(ContextId context, int32_t layer,

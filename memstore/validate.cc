@@ -64,10 +64,6 @@ absl::Status Validate(const Geometry& g) {
   INFLLM_RETURN_IF_ERROR(CheckField("kind of representative",
                                     static_cast<int64_t>(g.representative), 0,
                                     static_cast<int64_t>(RepresentativeKind::kBounds)));
-  if (g.representative == RepresentativeKind::kKeys) {
-    INFLLM_RETURN_IF_ERROR(
-        CheckField("repr_top_k", g.repr_top_k, 1, std::min(limits::kMaxReprTopK, g.block_tokens)));
-  }
   INFLLM_RETURN_IF_ERROR(CheckField("bytes of a representative (slots * heads * head_dim * 4)",
                                     static_cast<int64_t>(g.representative_floats() * sizeof(float)),
                                     1, static_cast<int64_t>(limits::kMaxRepresentativeBytes)));
@@ -88,29 +84,13 @@ absl::Status Validate(const SelectRequest& request, const Geometry& geometry) {
         absl::StrCat("query has ", request.query.size(),
                      " floats, must have q_heads * head_dim = ", geometry.query_floats()));
   }
-  if (request.upcoming.size() % geometry.query_floats() != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "upcoming queries have ", request.upcoming.size(),
-        " floats, must be a multiple of q_heads * head_dim = ", geometry.query_floats()));
-  }
-  INFLLM_RETURN_IF_ERROR(
-      CheckField("number of upcoming queries",
-                 static_cast<int64_t>(request.upcoming.size() / geometry.query_floats()), 0,
-                 limits::kMaxUpcoming));
   INFLLM_RETURN_IF_ERROR(CheckField("k", request.k, 0, limits::kMaxSelect));
-  if (request.per_kv_head) {
-    INFLLM_RETURN_IF_ERROR(CheckField("number of KV heads that select for themselves",
-                                      geometry.kv_heads, 1, limits::kMaxSelectingKvHeads));
-    INFLLM_RETURN_IF_ERROR(
-        CheckField("k * kv_heads", int64_t{request.k} * geometry.kv_heads, 0, limits::kMaxSelect));
-  }
   INFLLM_RETURN_IF_ERROR(CheckField("scoring", static_cast<int64_t>(request.scoring), 0,
                                     static_cast<int64_t>(kernels::Scoring::kHeadVote)));
   if (!std::is_sorted(request.have.begin(), request.have.end())) {
     return absl::InvalidArgumentError("the blocks that the caller has are not ascending");
   }
-  INFLLM_RETURN_IF_ERROR(CheckFinite("query", request.query, DType::kF32));
-  return CheckFinite("upcoming", request.upcoming, DType::kF32);
+  return CheckFinite("query", request.query, DType::kF32);
 }
 
 absl::Status ValidateRepresentatives(std::span<const float> representatives,

@@ -44,9 +44,7 @@ TokenRange VisibleTo(const AttentionArgs& args, bool far, int64_t position) {
           static_cast<int32_t>(leaves)};
 }
 
-// Without the segments that are for another KV head than `kv_head`.
-void AttentionPlan::AddTile(const AttentionArgs& args, int64_t kv_head, int64_t first,
-                            int64_t tokens) {
+void AttentionPlan::AddTile(const AttentionArgs& args, int64_t first, int64_t tokens) {
   QueryTile tile;
   tile.first = first;
   tile.tokens = tokens;
@@ -56,7 +54,6 @@ void AttentionPlan::AddTile(const AttentionArgs& args, int64_t kv_head, int64_t 
   const auto add = [&](std::span<const KvSegment> segments, bool far) {
     for (size_t i = 0; i < segments.size(); ++i) {
       const KvSegment& segment = segments[i];
-      if (segment.kv_head >= 0 && segment.kv_head != kv_head) continue;
       const Offsets keys = VisibleKeys(args, segment, far, first, last);
       if (keys.begin == keys.end) continue;
       const int64_t position = segment.position;
@@ -86,23 +83,17 @@ void AttentionPlan::Build(const AttentionArgs& args) {
   track_near = std::any_of(args.near.begin(), args.near.end(), has_mass);
   track_far =
       args.far_segment_mass != nullptr || std::any_of(args.far.begin(), args.far.end(), has_mass);
-  per_kv_head = std::any_of(args.far.begin(), args.far.end(),
-                            [](const KvSegment& segment) { return segment.kv_head >= 0; });
 
   const int64_t max_tokens = std::max<int64_t>(kTileRows / heads_per_kv, 1);
-  tile_count = CeilDiv(args.tokens, max_tokens);
-  const int64_t tile_tokens = CeilDiv(args.tokens, tile_count);
-  tile_count = CeilDiv(args.tokens, tile_tokens);
+  const int64_t tile_tokens = CeilDiv(args.tokens, CeilDiv(args.tokens, max_tokens));
   max_rows = tile_tokens * heads_per_kv;
   max_tiles = 0;
-  for (int64_t kv_head = 0; kv_head < (per_kv_head ? args.kv_heads : 1); ++kv_head) {
-    for (int64_t first = 0; first < args.tokens; first += tile_tokens) {
-      AddTile(args, kv_head, first, std::min(tile_tokens, args.tokens - first));
-    }
+  for (int64_t first = 0; first < args.tokens; first += tile_tokens) {
+    AddTile(args, first, std::min(tile_tokens, args.tokens - first));
   }
 
   splits = 1;
-  if (tile_count == 1) {  // as when decoding: heads alone are too few units of work
+  if (query_tiles.size() == 1) {  // as when decoding: heads alone are too few units of work
     splits =
         std::clamp<int64_t>(max_tiles / kMinTilesPerSplit, 1, CeilDiv(kMaxSplits, args.kv_heads));
   }

@@ -26,7 +26,7 @@ struct KeyRun {
   int64_t slot = 0;
 };
 
-// Tokens [first, first + tokens) of all query heads, or of those of one KV head.
+// Tokens [first, first + tokens) of all query heads.
 struct QueryTile {
   int64_t first = 0;
   int64_t tokens = 0;
@@ -40,10 +40,7 @@ struct QueryTile {
 
 struct AttentionPlan {
   std::vector<KeyRun> runs;
-  // [tile_count], or [kv_heads, tile_count] if some far segment is for one KV head only.
   std::vector<QueryTile> query_tiles;
-  int64_t tile_count = 0;
-  bool per_kv_head = false;
   int64_t heads_per_kv = 0;
   int64_t max_tiles = 0;        // of a query tile
   int64_t tiles_per_split = 0;  // key tiles of one unit of work
@@ -55,12 +52,9 @@ struct AttentionPlan {
 
   // Reuses the memory of the vectors. Positions and window must be below 2^62.
   void Build(const AttentionArgs& args);
-  const QueryTile& TileOf(int64_t kv_head, int64_t index) const {
-    return query_tiles[static_cast<size_t>((per_kv_head ? kv_head * tile_count : 0) + index)];
-  }
 
  private:
-  void AddTile(const AttentionArgs& args, int64_t kv_head, int64_t first, int64_t tokens);
+  void AddTile(const AttentionArgs& args, int64_t first, int64_t tokens);
 };
 
 // The tokens [first, end) of the call that see a key at `position`.

@@ -112,7 +112,7 @@ class AttentionCall {
   }
 
   void Run() {
-    const int64_t query_tiles = plan_.tile_count;
+    const auto query_tiles = static_cast<int64_t>(plan_.query_tiles.size());
     int64_t group = query_tiles;
     if (tracked_) {
       const int64_t tile_floats = std::max<int64_t>(args_.q_heads * slots_, 1);
@@ -157,7 +157,7 @@ class AttentionCall {
   }
 
   Unit MakeUnit(int64_t query_tile, int64_t kv_head, int64_t split) const {
-    const QueryTile& queries = plan_.TileOf(kv_head, query_tile);
+    const QueryTile& queries = plan_.query_tiles[static_cast<size_t>(query_tile)];
     const int64_t begin = std::min(split * plan_.tiles_per_split, queries.tiles);
     const int64_t end = std::min(begin + plan_.tiles_per_split, queries.tiles);
     return {queries, kv_head, split, queries.tokens * plan_.heads_per_kv, begin, end};
@@ -338,7 +338,7 @@ class AttentionCall {
   // Adds the mass of query tiles [begin, end) to what the caller asked for, of one head.
   void AddMass(int64_t begin, int64_t end, int64_t head) const {
     for (int64_t t = begin; t < end; ++t) {
-      const QueryTile& queries = plan_.TileOf(head / plan_.heads_per_kv, t);
+      const QueryTile& queries = plan_.query_tiles[static_cast<size_t>(t)];
       const float* mass = MassOf(t - begin) + head * slots_;
       for (int64_t i = queries.runs_begin; i < queries.runs_end; ++i) {
         const KeyRun& run = plan_.runs[static_cast<size_t>(i)];

@@ -124,16 +124,6 @@ class CpuBackend : public Backend {
     return absl::OkStatus();
   }
 
-  absl::Status RotatePage(const RotatePageArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    if (args.dtype == DType::kF32) {
-      RotateKeys<float>(args, kernels_.rope);
-    } else {
-      RotateKeys<uint16_t>(args, kernels_.rope_bf16);
-    }
-    return absl::OkStatus();
-  }
-
   absl::Status Attention(const AttentionArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Validate(args));
     CpuAttention(pool_, isa_, args);
@@ -166,23 +156,6 @@ class CpuBackend : public Backend {
     INFLLM_RETURN_IF_ERROR(ValidateCopy(op, to, from, bytes));
     if (bytes > 0) std::memcpy(to, from, bytes);
     return absl::OkStatus();
-  }
-
-  // T is float, or the bits of bf16.
-  template <typename T, typename Rope>
-  void RotateKeys(const RotatePageArgs& args, Rope rope) {
-    const int64_t tokens = args.tokens, dim = args.head_dim;
-    ForRows(args.kv_heads * tokens, dim, [&](int64_t begin, int64_t count) {
-      for (int64_t row = begin, end = begin + count; row < end;) {  // a KV head at a time
-        const int64_t head = row / tokens, token = row % tokens;
-        const int64_t here = std::min(end - row, tokens - token);
-        rope(static_cast<const T*>(args.k) + head * args.head_stride + token * dim,
-             args.table + token * dim, dim,
-             static_cast<T*>(args.out) + head * args.out_head_stride + token * dim, here,
-             /*heads=*/1, dim);
-        row += here;
-      }
-    });
   }
 
   // body(first row, rows) over chunks of about kChunkElements.

@@ -105,19 +105,19 @@ void SplitQueries(const ScoreBlocksArgs& args, const float* query, int64_t rows,
 
 // The queries of all heads, each by itself.
 HeadQueries QueriesOfHeads(const ScoreBlocksArgs& args, Scratch& scratch) {
-  HeadQueries queries = {args.query,    args.slots, args.q_heads, /*heads_per_row=*/1,
-                         args.head_dim, false,      args.scale};
+  HeadQueries queries = {args.query,          /*slots=*/1,   args.q_heads,
+                         /*heads_per_row=*/1, args.head_dim, args.scale};
   if (args.kind == RepresentativeKind::kBounds) {
     float* split = scratch.Get<float>(2 * args.q_heads * args.head_dim);
     SplitQueries(args, args.query, args.q_heads, split);
     queries.query = split;
+    queries.slots = 2;
     queries.heads_per_row = args.q_heads / args.kv_heads;
-    queries.sum_slots = true;
   }
   return queries;
 }
 
-// out[g, b] = sum over the heads h of g of e^(l[b, h] - max_h) / sum_h. Ranges of blocks find their
+// out[b] = sum over heads h of e^(l[b, h] - max_h) / sum_h. Ranges of blocks find their
 // own max and sum; those of all blocks follow from them in the order of the ranges.
 void ScoreByHeadVote(const ScoreCall& call) {
   static thread_local Scratch query_scratch;
@@ -155,19 +155,18 @@ void ScoreByHeadVote(const ScoreCall& call) {
   }
   for (int64_t i = 0; i < ranges * width; ++i) range_max[i] /= sum[i % width];
   ForRanges(call.pool, blocks, grain, [&](int64_t begin, int64_t end) {
-    kernels.group_sums(logits + begin * width, range_max + begin / grain * width, end - begin,
-                       queries.heads, call.args.groups, call.args.out + begin, blocks);
+    kernels.head_sums(logits + begin * width, range_max + begin / grain * width, end - begin,
+                      queries.heads, call.args.out + begin);
   });
 }
 
-// out[i, g, b] = sum over the heads of g of their logits for query i. But for kKeys, that is linear
-// in the representatives: one product per group. A range of blocks fits in a core's cache: it comes
-// from memory once for all queries.
+// out[i, b] = sum over heads of their logits for query i. That is linear in the representatives:
+// one product per block. A range of blocks fits in a core's cache: it comes from memory once for
+// all queries.
 void ScoreByMean(const ScoreCall& call) {
   static thread_local Scratch query_scratch;
   const ScoreBlocksArgs& args = call.args;
   const SelectKernels& kernels = call.kernels;
-  const bool linear = args.kind != RepresentativeKind::kKeys;
   const float* query = args.query;
   int64_t query_size = args.q_heads * args.head_dim;
   if (args.kind == RepresentativeKind::kBounds) {
@@ -178,41 +177,13 @@ void ScoreByMean(const ScoreCall& call) {
     query = split;
     query_size = call.block_elements;
   }
-  const int64_t out_size = args.groups * call.blocks;
-  if (linear && args.groups == 1) {
-    ForRanges(call.pool, call.blocks, call.grain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = 0; i < args.queries; ++i) {
-        ForPieces(args.chunks, call.block_bytes, begin, end,
-                  [&](const void* data, int64_t first, int64_t count) {
-                    kernels.dots(query + i * query_size, data, call.bf16, count,
-                                 call.block_elements, args.out + i * out_size + first);
-                  });
-      }
-    });
-    return;
-  }
-  const int64_t rows = linear ? args.groups : args.q_heads;
-  const HeadQueries queries = {query,
-                               args.slots,
-                               rows,
-                               /*heads_per_row=*/1,
-                               call.block_elements / (args.slots * rows),
-                               /*sum_slots=*/linear,
-                               /*scale=*/1};
-  const int64_t width = PaddedHeads(rows);
-  const std::vector<float> ones(static_cast<size_t>(width), 1.0f);
   ForRanges(call.pool, call.blocks, call.grain, [&](int64_t begin, int64_t end) {
-    static thread_local Scratch scratch;
-    float* logits = scratch.Get<float>((end - begin) * width);
     for (int64_t i = 0; i < args.queries; ++i) {
-      HeadQueries one = queries;
-      one.query += i * query_size;
       ForPieces(args.chunks, call.block_bytes, begin, end,
                 [&](const void* data, int64_t first, int64_t count) {
-                  kernels.head_dots(one, data, call.bf16, count, logits + (first - begin) * width);
+                  kernels.dots(query + i * query_size, data, call.bf16, count, call.block_elements,
+                               args.out + i * call.blocks + first);
                 });
-      kernels.group_sums(logits, ones.data(), end - begin, rows, args.groups,
-                         args.out + i * out_size + begin, call.blocks);
     }
   });
 }
@@ -243,13 +214,7 @@ void CpuRepresentatives(Isa isa, const RepresentativeArgs& args) {
     CpuTopK(args.mass + h * args.mass_stride, args.block_tokens, top, {index, size_t(top)});
     const std::byte* keys = keys_of(h / (args.q_heads / args.kv_heads));
     for (int64_t i = 0; i < top; ++i) rows[i] = keys + index[i] * dim * element;
-    if (args.kind == RepresentativeKind::kMeanKey) {
-      kernels.mean_rows(rows, top, bf16, dim, args.out + h * dim);
-      continue;
-    }
-    for (int64_t s = 0; s < top; ++s) {
-      kernels.mean_rows(rows + s, 1, bf16, dim, args.out + (s * args.q_heads + h) * dim);
-    }
+    kernels.mean_rows(rows, top, bf16, dim, args.out + h * dim);
   }
 }
 
@@ -274,7 +239,7 @@ void CpuScoreBlocks(ThreadPool& pool, Isa isa, const ScoreBlocksArgs& args) {
   int64_t blocks = 0;
   for (const RepresentativeChunk& chunk : args.chunks) blocks += chunk.blocks;
   if (blocks == 0) return;
-  const RepresentativeShape shape = ShapeOf(args.kind, args.slots, args.q_heads, args.kv_heads);
+  const RepresentativeShape shape = ShapeOf(args.kind, args.q_heads, args.kv_heads);
   const int64_t elements = shape.rows() * args.head_dim;
   const int64_t bytes = elements * static_cast<int64_t>(SizeOf(args.dtype));
   const int64_t grain = std::max<int64_t>(kRangeBytes / bytes, 16);
@@ -287,7 +252,7 @@ void CpuScoreBlocks(ThreadPool& pool, Isa isa, const ScoreBlocksArgs& args) {
   for (int64_t i = 0; i < args.queries; ++i) {
     ScoreByHeadVote({pool, call.kernels, one, bf16, elements, bytes, blocks, grain});
     one.query += args.q_heads * args.head_dim;
-    one.out += args.groups * blocks;
+    one.out += blocks;
   }
 }
 

@@ -38,9 +38,8 @@ void RmsNorm(const float* x, const float* weight, float* y, int64_t rows, int64_
   }
 }
 
-template <typename T>
-void Rope(const T* x, const float* table, int64_t table_stride, T* y, int64_t rows, int64_t heads,
-          int64_t head_dim) {
+void Rope(const float* x, const float* table, int64_t table_stride, float* y, int64_t rows,
+          int64_t heads, int64_t head_dim) {
   const int64_t half = head_dim / 2;
   for (int64_t r = 0; r < rows; ++r, table += table_stride) {
     for (int64_t h = 0; h < heads; ++h, x += head_dim, y += head_dim) {
@@ -75,6 +74,6 @@ void RowToBf16(const float* src, int64_t n, uint16_t* dst) {
 
 }  // namespace
 
-const LayerKernels kLayerKernels = {RmsNorm, Rope<float>, Rope<uint16_t>, SiluMul, RowToBf16};
+const LayerKernels kLayerKernels = {RmsNorm, Rope, SiluMul, RowToBf16};
 
 }  // namespace infllm::kernels::INFLLM_ISA

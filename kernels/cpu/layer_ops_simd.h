@@ -13,8 +13,6 @@ struct LayerKernels {
   // The table advances by `table_stride` floats per row.
   void (*rope)(const float* x, const float* table, int64_t table_stride, float* y, int64_t rows,
                int64_t heads, int64_t head_dim);
-  void (*rope_bf16)(const uint16_t* x, const float* table, int64_t table_stride, uint16_t* y,
-                    int64_t rows, int64_t heads, int64_t head_dim);
   void (*silu_mul)(const float* gate_up, float* out, int64_t rows, int64_t width);
   // dst[i] = bf16(src[i]), to nearest even.
   void (*to_bf16)(const float* src, int64_t n, uint16_t* dst);

@@ -124,15 +124,12 @@ template <typename T>
 void HeadDotsOf(const HeadQueries& queries, const T* rows, int64_t blocks, float* logits) {
   const int64_t width = PaddedHeads(queries.heads);
   const int64_t slot_size = queries.heads / queries.heads_per_row * queries.head_dim;
-  const int64_t query_size = queries.sum_slots ? queries.heads * queries.head_dim : 0;
+  const int64_t query_size = queries.heads * queries.head_dim;
   for (int64_t b = 0; b < blocks; ++b, logits += width) {
     for (int64_t s = 0; s < queries.slots; ++s, rows += slot_size) {
       for (int64_t h = 0; h < width; h += kLanes) {
         VecF dots = SlotDots(queries, queries.query + s * query_size, rows, h);
-        if (s > 0) {
-          const VecF before = Load(logits + h);
-          dots = queries.sum_slots ? before + dots : Max(before, dots);
-        }
+        if (s > 0) dots = Load(logits + h) + dots;
         if (s == queries.slots - 1) dots *= Set(queries.scale);
         Store(logits + h, dots);
       }
@@ -168,10 +165,9 @@ void ExpDifference(const float* x, const float* y, int64_t width, float* out) {
   for (int64_t h = 0; h < width; h += kLanes) Store(out + h, Exp(Load(x + h) - Load(y + h)));
 }
 
-// Blocks lie in lanes, so that a group's sum is stored for kLanes of them at once.
-void GroupSums(const float* x, const float* weight, int64_t blocks, int64_t heads, int64_t groups,
-               float* out, int64_t out_stride) {
-  const int64_t width = PaddedHeads(heads), group_heads = heads / groups;
+// Blocks lie in lanes, so that sums are stored for kLanes of them at once.
+void HeadSums(const float* x, const float* weight, int64_t blocks, int64_t heads, float* out) {
+  const int64_t width = PaddedHeads(heads);
   for (int64_t b = 0; b < blocks; b += kLanes) {
     const int here = LanesLeft(blocks, b);
     VecF by_head[kLanes];
@@ -185,11 +181,8 @@ void GroupSums(const float* x, const float* weight, int64_t blocks, int64_t head
         Transpose(by_head);
       }
       sum += Set(weight[h]) * by_head[h % kLanes];
-      if ((h + 1) % group_heads == 0) {
-        StorePartial(out + h / group_heads * out_stride + b, sum, here);
-        sum = VecF{};
-      }
     }
+    StorePartial(out + b, sum, here);
   }
 }
 
@@ -249,7 +242,7 @@ void Bounds(const void* rows, int64_t count, bool bf16, int64_t width, float* le
 
 }  // namespace
 
-const SelectKernels kSelectKernels = {Dots,      HeadDots, Exponentials, ExpDifference,
-                                      GroupSums, MeanRows, Bounds};
+const SelectKernels kSelectKernels = {Dots,     HeadDots, Exponentials, ExpDifference,
+                                      HeadSums, MeanRows, Bounds};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -11,15 +11,14 @@ namespace infllm::kernels {
 constexpr int64_t PaddedHeads(int64_t heads) { return (heads + 15) / 16 * 16; }
 
 // Queries and how they meet the rows of a block, [slots, heads / heads_per_row, head_dim]. The
-// logit of a head is made of its products with its row in each slot: their sum, each slot with
-// queries of its own, or else the largest, all slots with the same queries.
+// logit of a head is the sum over slots of its products with its row; each slot has queries of its
+// own.
 struct HeadQueries {
-  const float* query;  // [slots if sum_slots, heads, head_dim]
+  const float* query;  // [slots, heads, head_dim]
   int64_t slots;
   int64_t heads;
   int64_t heads_per_row;  // consecutive heads that share a row
   int64_t head_dim;
-  bool sum_slots;
   float scale;
 };
 
@@ -36,10 +35,8 @@ struct SelectKernels {
   void (*exponentials)(float* x, int64_t blocks, int64_t width, float* max, float* sum);
   // out[h] = e^(x[h] - y[h]).
   void (*exp_difference)(const float* x, const float* y, int64_t width, float* out);
-  // out[g * out_stride + b] = sum over the heads h of group g of weight[h] x[b, h],
-  // x: [blocks, PaddedHeads(heads)].
-  void (*group_sums)(const float* x, const float* weight, int64_t blocks, int64_t heads,
-                     int64_t groups, float* out, int64_t out_stride);
+  // out[b] = sum over h of weight[h] x[b, h], x: [blocks, PaddedHeads(heads)].
+  void (*head_sums)(const float* x, const float* weight, int64_t blocks, int64_t heads, float* out);
   // out[c] = mean over r < count of rows[r][c].
   void (*mean_rows)(const void* const* rows, int64_t count, bool bf16, int64_t width, float* out);
   // least[c] = min over r of rows[r, c], largest[c] their max, rows: [count, width].

@@ -22,8 +22,7 @@ struct Key {
   int64_t token;  // within the segment
 };
 
-bool Visible(const AttentionArgs& args, const Key& key, int64_t kv_head, int64_t position) {
-  if (key.segment->kv_head >= 0 && key.segment->kv_head != kv_head) return false;
+bool Visible(const AttentionArgs& args, const Key& key, int64_t position) {
   const int64_t distance = position - (key.segment->position + key.token);
   if (!key.far) return distance >= 0 && distance < args.window;
   return args.far_unmasked || distance >= args.window;
@@ -63,7 +62,7 @@ void ReferenceAttention(const AttentionArgs& args) {
       const int64_t row = (t * args.q_heads + h) * dim;
       for (size_t j = 0; j < keys.size(); ++j) {
         p[j] = -std::numeric_limits<double>::infinity();
-        if (!Visible(args, keys[j], kv_head, args.first_position + t)) continue;
+        if (!Visible(args, keys[j], args.first_position + t)) continue;
         const float* q = (keys[j].far ? args.q_far : args.q_near) + row;
         p[j] = 0;
         for (int64_t d = 0; d < dim; ++d) p[j] += q[d] * element(keys[j].segment->k, keys[j], d);
@@ -121,15 +120,9 @@ void ReferenceRepresentatives(const RepresentativeArgs& args) {
     for (int64_t d = 0; d < args.head_dim; ++d) {
       double sum = 0;
       for (int64_t s = 0; s < args.top; ++s) {
-        const double value = key(kv_head, index[static_cast<size_t>(s)], d);
-        sum += value;
-        if (args.kind == RepresentativeKind::kKeys) {
-          out(s, args.q_heads, h, d) = static_cast<float>(value);
-        }
+        sum += key(kv_head, index[static_cast<size_t>(s)], d);
       }
-      if (args.kind == RepresentativeKind::kMeanKey) {
-        out(0, args.q_heads, h, d) = static_cast<float>(sum / static_cast<double>(args.top));
-      }
+      out(0, args.q_heads, h, d) = static_cast<float>(sum / static_cast<double>(args.top));
     }
   }
 }
@@ -147,7 +140,7 @@ void ReferenceMeanQuery(const MeanQueryArgs& args) {
 namespace {
 
 void ScoreOneQuery(const ScoreBlocksArgs& args, const float* query, float* out) {
-  const RepresentativeShape shape = ShapeOf(args.kind, args.slots, args.q_heads, args.kv_heads);
+  const RepresentativeShape shape = ShapeOf(args.kind, args.q_heads, args.kv_heads);
   struct Block {
     const void* data;
     int64_t first;  // element
@@ -158,7 +151,7 @@ void ScoreOneQuery(const ScoreBlocksArgs& args, const float* query, float* out) 
       blocks.push_back({chunk.data, b * shape.rows() * args.head_dim});
     }
   }
-  std::vector<double> scores(blocks.size() * static_cast<size_t>(args.groups));
+  std::vector<double> scores(blocks.size());
   std::vector<double> logits(blocks.size());
   for (int64_t h = 0; h < args.q_heads; ++h) {
     const int64_t row = h / (args.q_heads / shape.heads);
@@ -168,27 +161,17 @@ void ScoreOneQuery(const ScoreBlocksArgs& args, const float* query, float* out) 
         return query[h * args.head_dim + d] *
                Element(blocks[b].data, args.dtype, blocks[b].first + at);
       };
-      const auto dot = [&](int64_t slot) {
-        double sum = 0;
-        for (int64_t d = 0; d < args.head_dim; ++d) sum += product(slot, d);
-        return sum;
-      };
-      if (args.kind == RepresentativeKind::kBounds) {
-        logits[b] = 0;
-        for (int64_t d = 0; d < args.head_dim; ++d) {
-          logits[b] += std::max(product(0, d), product(1, d));
-        }
-      } else {
-        logits[b] = dot(0);
-        for (int64_t s = 1; s < args.slots; ++s) logits[b] = std::max(logits[b], dot(s));
+      const bool bounds = args.kind == RepresentativeKind::kBounds;
+      logits[b] = 0;
+      for (int64_t d = 0; d < args.head_dim; ++d) {
+        logits[b] += bounds ? std::max(product(0, d), product(1, d)) : product(0, d);
       }
     }
     if (args.scoring == Scoring::kHeadVote) {
       for (double& logit : logits) logit *= args.scale;
       Softmax(logits);
     }
-    const size_t group = static_cast<size_t>(h / (args.q_heads / args.groups));
-    for (size_t b = 0; b < blocks.size(); ++b) scores[group * blocks.size() + b] += logits[b];
+    for (size_t b = 0; b < blocks.size(); ++b) scores[b] += logits[b];
   }
   std::transform(scores.begin(), scores.end(), out,
                  [](double score) { return static_cast<float>(score); });
@@ -200,8 +183,7 @@ void ReferenceScoreBlocks(const ScoreBlocksArgs& args) {
   int64_t blocks = 0;
   for (const RepresentativeChunk& chunk : args.chunks) blocks += chunk.blocks;
   for (int64_t i = 0; i < args.queries; ++i) {
-    ScoreOneQuery(args, args.query + i * args.q_heads * args.head_dim,
-                  args.out + i * args.groups * blocks);
+    ScoreOneQuery(args, args.query + i * args.q_heads * args.head_dim, args.out + i * blocks);
   }
 }
 

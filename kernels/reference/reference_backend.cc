@@ -186,28 +186,6 @@ class ReferenceBackend : public Backend {
     return absl::OkStatus();
   }
 
-  absl::Status RotatePage(const RotatePageArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    const int64_t half = args.head_dim / 2;
-    for (int64_t h = 0; h < args.kv_heads; ++h) {
-      for (int64_t t = 0; t < args.tokens; ++t) {
-        const float* table = args.table + t * args.head_dim;
-        const int64_t from = h * args.head_stride + t * args.head_dim;
-        const int64_t to = h * args.out_head_stride + t * args.head_dim;
-        for (int64_t i = 0; i < half; ++i) {
-          const double c = table[i], s = table[half + i];
-          const double low = ReadElement(args.k, args.dtype, from + i);
-          const double high = ReadElement(args.k, args.dtype, from + half + i);
-          const auto low_out = static_cast<float>(low * c - high * s);
-          const auto high_out = static_cast<float>(high * c + low * s);
-          WriteElement(args.out, args.dtype, to + i, low_out);
-          WriteElement(args.out, args.dtype, to + half + i, high_out);
-        }
-      }
-    }
-    return absl::OkStatus();
-  }
-
   absl::Status Attention(const AttentionArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Validate(args));
     ReferenceAttention(args);

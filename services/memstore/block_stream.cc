@@ -172,9 +172,8 @@ absl::Status SendSelection(memstore::ContextId context, int32_t layer,
       pb::SelectResponse::Block fields;
       fields.set_index(selected.index);
       fields.set_score(selected.score);
-      fields.set_kv_heads(selected.kv_heads);
       fields.set_crc32c(wire::SelectedChecksum({context, layer, selected.index}, selected.score,
-                                               selected.kv_heads, selected.block.payload()));
+                                               selected.block.payload()));
       builder.AddBlock(fields, std::move(selected.block));
       ++next;
     }

@@ -231,10 +231,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     INFLLM_ASSIGN_OR_RETURN(const kernels::Scoring scoring, wire::FromProto(request.scoring()));
     const memstore::SelectRequest select{.query = wire::AsSpan(request.query()),
                                          .k = request.k(),
-                                         .per_kv_head = request.per_kv_head(),
                                          .scoring = scoring,
-                                         .have = wire::AsSpan(request.have()),
-                                         .upcoming = wire::AsSpan(request.upcoming())};
+                                         .have = wire::AsSpan(request.have())};
     if (wire::QueryChecksum(id, request.layer(), select) != request.crc32c()) {
       return Damaged("query", {id, request.layer()});
     }

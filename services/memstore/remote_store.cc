@@ -106,11 +106,9 @@ class RemoteStore final : public memstore::MemoryStore {
     request.set_context(static_cast<uint64_t>(context));
     request.set_layer(layer);
     request.set_k(select.k);
-    request.set_per_kv_head(select.per_kv_head);
     request.set_scoring(wire::ToProto(select.scoring));
     request.mutable_have()->Assign(select.have.begin(), select.have.end());
     request.mutable_query()->Assign(select.query.begin(), select.query.end());
-    request.mutable_upcoming()->Assign(select.upcoming.begin(), select.upcoming.end());
     request.set_crc32c(wire::QueryChecksum(context, layer, select));
 
     memstore::Selection selection;
@@ -283,22 +281,13 @@ class RemoteStore final : public memstore::MemoryStore {
                                                 const Geometry& geometry,
                                                 const memstore::SelectRequest& select,
                                                 pb::SelectResponse::Block& block) {
-    memstore::SelectedBlock selected{
-        .index = block.index(), .score = block.score(), .kv_heads = block.kv_heads()};
+    memstore::SelectedBlock selected{.index = block.index(), .score = block.score()};
     selected.block = TakePayload(block.release_payload());
     const std::span<const std::byte> payload = selected.block.payload();
     const error::Place place{context, layer, selected.index};
-    if (wire::SelectedChecksum({context, layer, selected.index}, selected.score, selected.kv_heads,
-                               payload) != block.crc32c()) {
+    if (wire::SelectedChecksum({context, layer, selected.index}, selected.score, payload) !=
+        block.crc32c()) {
       return Refuse(place, "its checksum does not fit");
-    }
-    // Of the question's own kind: no head that the model does not have, no block for nobody.
-    const uint64_t all = ~uint64_t{0};
-    const uint64_t others = geometry.kv_heads < 64 ? all << geometry.kv_heads : 0;
-    if (select.per_kv_head ? selected.kv_heads == 0 || (selected.kv_heads & others) != 0
-                           : selected.kv_heads != all) {
-      return Refuse(place, absl::StrCat("the KV heads that selected it are 0x",
-                                        absl::Hex(selected.kv_heads), " of ", geometry.kv_heads));
     }
     const bool had = std::binary_search(select.have.begin(), select.have.end(), selected.index);
     if (payload.size() != (had ? 0 : geometry.payload_bytes())) {

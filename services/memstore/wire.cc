@@ -37,7 +37,6 @@ constexpr Pair<pb::DType, kernels::DType> kDTypes[] = {
 };
 constexpr Pair<pb::RepresentativeKind, kernels::RepresentativeKind> kRepresentatives[] = {
     {pb::REPRESENTATIVE_KIND_MEAN_KEY, kernels::RepresentativeKind::kMeanKey},
-    {pb::REPRESENTATIVE_KIND_KEYS, kernels::RepresentativeKind::kKeys},
     {pb::REPRESENTATIVE_KIND_BOUNDS, kernels::RepresentativeKind::kBounds},
 };
 constexpr Pair<pb::Scoring, kernels::Scoring> kScorings[] = {
@@ -74,9 +73,9 @@ uint32_t IdsChecksum(std::initializer_list<uint64_t> ids) {
 }
 
 uint32_t IdsChecksum(std::initializer_list<uint64_t> ids, const pb::Geometry& geometry) {
-  const int64_t fields[] = {geometry.layers(),         geometry.q_heads(),      geometry.kv_heads(),
-                            geometry.head_dim(),       geometry.block_tokens(), geometry.dtype(),
-                            geometry.representative(), geometry.repr_top_k()};
+  const int64_t fields[] = {geometry.layers(),        geometry.q_heads(),      geometry.kv_heads(),
+                            geometry.head_dim(),      geometry.block_tokens(), geometry.dtype(),
+                            geometry.representative()};
   return memstore::ExtendCrc32c(IdsChecksum(ids), std::as_bytes(std::span(fields)));
 }
 
@@ -84,11 +83,11 @@ uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> conte
   return memstore::ExtendCrc32c(PlaceChecksum(place), content);
 }
 
-uint32_t SelectedChecksum(const BlockPlace& place, float score, uint64_t kv_heads,
+uint32_t SelectedChecksum(const BlockPlace& place, float score,
                           std::span<const std::byte> payload) {
   const uint32_t crc =
       memstore::ExtendCrc32c(PlaceChecksum(place), std::as_bytes(std::span(&score, 1)));
-  return memstore::ExtendCrc32c(Extend(crc, static_cast<int64_t>(kv_heads)), payload);
+  return memstore::ExtendCrc32c(crc, payload);
 }
 
 uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
@@ -96,11 +95,9 @@ uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
   uint32_t crc = Extend(0, static_cast<int64_t>(context));
   crc = Extend(crc, layer);
   crc = Extend(crc, request.k);
-  crc = Extend(crc, request.per_kv_head ? 1 : 0);
   crc = Extend(crc, static_cast<int64_t>(ToProto(request.scoring)));
   crc = memstore::ExtendCrc32c(crc, std::as_bytes(request.have));
-  crc = memstore::ExtendCrc32c(crc, std::as_bytes(request.query));
-  return memstore::ExtendCrc32c(crc, std::as_bytes(request.upcoming));
+  return memstore::ExtendCrc32c(crc, std::as_bytes(request.query));
 }
 
 absl::StatusOr<memstore::Geometry> FromProto(const pb::Geometry& proto) {
@@ -115,8 +112,7 @@ absl::StatusOr<memstore::Geometry> FromProto(const pb::Geometry& proto) {
                             .head_dim = proto.head_dim(),
                             .block_tokens = proto.block_tokens(),
                             .dtype = dtype,
-                            .representative = representative,
-                            .repr_top_k = proto.repr_top_k()};
+                            .representative = representative};
 }
 
 pb::Geometry ToProto(const memstore::Geometry& geometry) {
@@ -128,7 +124,6 @@ pb::Geometry ToProto(const memstore::Geometry& geometry) {
   proto.set_block_tokens(geometry.block_tokens);
   proto.set_dtype(EnumToProto(kDTypes, geometry.dtype));
   proto.set_representative(EnumToProto(kRepresentatives, geometry.representative));
-  proto.set_repr_top_k(geometry.repr_top_k);
   return proto;
 }
 

@@ -45,8 +45,7 @@ auto AsSpan(const Field& field) {
 uint32_t IdsChecksum(std::initializer_list<uint64_t> ids);
 uint32_t IdsChecksum(std::initializer_list<uint64_t> ids, const infllm::v1::Geometry& geometry);
 uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> content);
-uint32_t SelectedChecksum(const BlockPlace& place, float score, uint64_t kv_heads,
-                          std::span<const std::byte> payload);
+uint32_t SelectedChecksum(const BlockPlace& place, float score, std::span<const std::byte> payload);
 uint32_t QueryChecksum(memstore::ContextId context, int32_t layer,
                        const memstore::SelectRequest& request);
 

@@ -100,25 +100,19 @@ class Client {
         store_->Select(*id_, request.layer(),
                        {.query = wire::AsSpan(request.query()),
                         .k = request.k(),
-                        .per_kv_head = request.per_kv_head(),
                         .scoring = *scoring,
-                        .have = wire::AsSpan(request.have()),
-                        .upcoming = wire::AsSpan(request.upcoming())});
+                        .have = wire::AsSpan(request.have())});
     if (!selection.ok()) return;
-    const int64_t each =
-        std::min<int64_t>(request.k(), published_.at(static_cast<size_t>(request.layer())));
-    std::vector<int64_t> taken(request.per_kv_head() ? geometry_.kv_heads : 1, 0);
+    INFLLM_CHECK(
+        static_cast<int64_t>(selection->blocks.size()) ==
+        std::min<int64_t>(request.k(), published_.at(static_cast<size_t>(request.layer()))));
     int64_t last = -1;
     for (const memstore::SelectedBlock& block : selection->blocks) {
       INFLLM_CHECK(block.index > last);
       last = block.index;
       const bool had = std::ranges::binary_search(wire::AsSpan(request.have()), block.index);
       INFLLM_CHECK(block.block.payload().size() == (had ? 0 : geometry_.payload_bytes()));
-      INFLLM_CHECK(request.per_kv_head() || block.kv_heads == ~uint64_t{0});
-      for (size_t group = 0; group < taken.size(); ++group)
-        taken[group] += block.kv_heads >> group & 1;
     }
-    INFLLM_CHECK(std::ranges::all_of(taken, [&](int64_t n) { return n == each; }));
   }
 
   const std::unique_ptr<kernels::Backend> backend_ = kernels::NewReferenceBackend();

@@ -16,11 +16,10 @@
 
 namespace infllm::testing {
 
-// `tokens` consecutive keys from `position` on, for one KV head or, if -1, for all.
+// `tokens` consecutive keys from `position` on.
 struct Cut {
   int64_t position = 0;
   int64_t tokens = 0;
-  int64_t kv_head = -1;
 };
 
 // Keys [begin, end) in runs of `step`.
@@ -128,7 +127,7 @@ class AttentionProblem {
             backend_, std::vector<float>(static_cast<size_t>(shape_.q_heads * mass_stride)));
       }
       segments.push_back({page.k->data(), page.v->data(), head_stride, cut.position, cut.tokens,
-                          with_mass ? page.mass->data() : nullptr, mass_stride, cut.kv_head});
+                          with_mass ? page.mass->data() : nullptr, mass_stride});
       pages.push_back(std::move(page));
     }
     return segments;

@@ -19,7 +19,6 @@ namespace {
 using ::infllm::testing::BackendName;
 using ::infllm::testing::BackendsUnderTest;
 using ::infllm::testing::DeviceArray;
-using ::infllm::testing::DeviceElements;
 using ::infllm::testing::ExpectNear;
 using ::infllm::testing::RandomNormal;
 using ::testing::ElementsAre;
@@ -290,83 +289,6 @@ TEST_P(LayerOpsContract, StorePageTurnsTokensIntoHeads) {
           args.dst = dst.data();
           ASSERT_OK(backend_->StorePage(args));
           ASSERT_EQ(dst.Get(), want);
-        }
-      }
-    }
-  }
-}
-
-// ---- RotatePage ----
-
-TEST_P(LayerOpsContract, RotatePageByHand) {
-  INFLLM_NEEDS_OP("RotatePage");
-  // Two tokens, rotated by 90 and by 180 degrees, of two heads with a gap between them.
-  const std::vector<float> keys = {1, 2, 3, 4, 99, 5, 6, 7, 8},
-                           want = {-2, 1, -3, -4, 0, 0, -6, 5, -7, -8};
-  const DeviceArray<float> table(*backend_, {0, 1, -1, 0});
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    const DeviceElements k(*backend_, keys, dtype), expected(*backend_, want, dtype);
-    const DeviceElements out(*backend_, std::vector<float>(want.size()), dtype);
-    ASSERT_OK(backend_->RotatePage({.k = k.data(),
-                                    .table = table.data(),
-                                    .out = out.data(),
-                                    .dtype = dtype,
-                                    .head_stride = 5,
-                                    .out_head_stride = 6,
-                                    .tokens = 2,
-                                    .kv_heads = 2,
-                                    .head_dim = 2}));
-    EXPECT_EQ(out.GetBytes(), expected.GetBytes()) << Name(dtype);
-  }
-}
-
-// As floats; `stored` in elements of `dtype`.
-std::vector<float> ToFloats(const std::vector<uint8_t>& stored, DType dtype) {
-  std::vector<float> values(stored.size() / SizeOf(dtype));
-  for (size_t i = 0; i < values.size(); ++i) {
-    BF16 half;
-    if (dtype == DType::kF32) {
-      std::memcpy(&values[i], stored.data() + i * 4, 4);
-    } else {
-      std::memcpy(&half, stored.data() + i * 2, 2);
-      values[i] = static_cast<float>(half);
-    }
-  }
-  return values;
-}
-
-TEST_P(LayerOpsContract, RotatePageIsLikeTheReference) {
-  INFLLM_NEEDS_OP("RotatePage");
-  for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    for (const int64_t head_dim : {2, 6, 8, 16, 24, 34, 64, 128, 130}) {
-      for (const int64_t heads : {1, 3}) {
-        for (const int64_t tokens : {0, 1, 5, 127, 300}) {
-          SCOPED_TRACE(::testing::Message()
-                       << Name(dtype) << " " << heads << "x" << tokens << "x" << head_dim);
-          const int64_t stride = (tokens + 2) * head_dim, out_stride = tokens * head_dim + 3;
-          std::vector<float> angles = RandomNormal(tokens * head_dim, 2);
-          for (float& value : angles) value = std::sin(value);
-          const std::vector<float> keys = RandomNormal(heads * stride, 1);
-          const std::vector<float> before(heads * out_stride, 0.5f);  // stays between the heads
-          const auto run = [&](Backend& backend) {
-            const DeviceElements k(backend, keys, dtype), out(backend, before, dtype);
-            const DeviceArray<float> table(backend, angles);
-            EXPECT_OK(backend.RotatePage({.k = k.data(),
-                                          .table = table.data(),
-                                          .out = out.data(),
-                                          .dtype = dtype,
-                                          .head_stride = stride,
-                                          .out_head_stride = out_stride,
-                                          .tokens = tokens,
-                                          .kv_heads = heads,
-                                          .head_dim = head_dim}));
-            return ToFloats(out.GetBytes(), dtype);
-          };
-          const std::vector<float> want = run(*reference_);
-          // Products of keys below 6; in bf16 the sum may round to the other neighbour.
-          const double ulp = dtype == DType::kF32 ? 0 : 1.0 / 128;
-          ExpectNear(run(*backend_), want,
-                     [&](size_t i) { return 12 * kEps + ulp * std::abs(want[i]); });
         }
       }
     }

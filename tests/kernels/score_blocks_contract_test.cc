@@ -34,26 +34,23 @@ void ExpectClose(const std::vector<float>& got, const std::vector<float>& want, 
 struct Problem {
   Kind kind = Kind::kMeanKey;
   DType dtype = DType::kF32;
-  int64_t slots = 1;
   int64_t q_heads = 1;
   int64_t kv_heads = 1;
   int64_t head_dim = 1;
-  bool per_kv_head = false;
   Scoring scoring = Scoring::kMean;
   float scale = 1;
   std::vector<int64_t> chunks;  // blocks of each
 
-  RepresentativeShape shape() const { return ShapeOf(kind, slots, q_heads, kv_heads); }
+  RepresentativeShape shape() const { return ShapeOf(kind, q_heads, kv_heads); }
   int64_t block_size() const { return shape().rows() * head_dim; }
   int64_t blocks() const { return std::accumulate(chunks.begin(), chunks.end(), int64_t{0}); }
   // Terms that a score is the sum of.
   double terms() const { return static_cast<double>(q_heads * head_dim); }
 };
 void PrintTo(const Problem& p, std::ostream* os) {
-  *os << "kind " << static_cast<int>(p.kind) << " of " << p.slots << " slots, " << Name(p.dtype)
-      << ", " << p.q_heads << "/" << p.kv_heads << " heads of " << p.head_dim << ", "
-      << (p.per_kv_head ? "per KV head, " : "") << (p.scoring == Scoring::kMean ? "mean" : "vote")
-      << ", " << p.blocks() << " blocks";
+  *os << "kind " << static_cast<int>(p.kind) << ", " << Name(p.dtype) << ", " << p.q_heads << "/"
+      << p.kv_heads << " heads of " << p.head_dim << ", "
+      << (p.scoring == Scoring::kMean ? "mean" : "vote") << ", " << p.blocks() << " blocks";
 }
 
 // `query` may be several.
@@ -74,17 +71,14 @@ std::vector<float> Score(Backend& backend, const Problem& problem, const std::ve
   args.chunks = chunks;
   args.kind = problem.kind;
   args.dtype = problem.dtype;
-  args.slots = problem.shape().slots;
   args.q_heads = problem.q_heads;
   args.kv_heads = problem.kv_heads;
   args.head_dim = problem.head_dim;
-  args.groups = problem.per_kv_head ? problem.kv_heads : 1;
   args.queries = static_cast<int64_t>(query.size()) / (problem.q_heads * problem.head_dim);
   args.scale = problem.scale;
   args.scoring = problem.scoring;
   const DeviceArray<float> out(
-      backend, std::vector<float>(
-                   static_cast<size_t>(args.queries * args.groups * problem.blocks()), -1.0f));
+      backend, std::vector<float>(static_cast<size_t>(args.queries * problem.blocks()), -1.0f));
   args.out = out.data();
   EXPECT_OK(backend.ScoreBlocks(args));
   return out.Get();
@@ -124,19 +118,16 @@ class ScoreBlocksContract : public testing::BackendTest {
                 Score(*reference_, problem, query, blocks), bound);
   }
 
-  // Every kind, dtype, scoring and grouping of a problem with these heads.
+  // Every kind, dtype and scoring of a problem with these heads.
   static std::vector<Problem> AllOf(const Problem& problem) {
     std::vector<Problem> all;
-    for (const Kind kind : {Kind::kMeanKey, Kind::kKeys, Kind::kBounds}) {
+    for (const Kind kind : {Kind::kMeanKey, Kind::kBounds}) {
       for (const DType dtype : {DType::kF32, DType::kBF16}) {
         for (const Scoring scoring : {Scoring::kMean, Scoring::kHeadVote}) {
-          for (const bool per_kv_head : {false, true}) {
-            all.push_back(problem);
-            all.back().kind = kind;
-            all.back().dtype = dtype;
-            all.back().scoring = scoring;
-            all.back().per_kv_head = per_kv_head;
-          }
+          all.push_back(problem);
+          all.back().kind = kind;
+          all.back().dtype = dtype;
+          all.back().scoring = scoring;
         }
       }
     }
@@ -149,45 +140,26 @@ INSTANTIATE_TEST_SUITE_P(Backends, ScoreBlocksContract, ::testing::ValuesIn(Back
 // ---- By hand ----
 
 TEST_P(ScoreBlocksContract, MeanScoreIsOneDotProductOverAllHeads) {
-  Problem problem{.q_heads = 2, .kv_heads = 2, .head_dim = 2, .scale = 100, .chunks = {1, 2}};
+  const Problem problem{.q_heads = 2, .kv_heads = 2, .head_dim = 2, .scale = 100, .chunks = {1, 2}};
   const std::vector<float> query = {1, 2, 3, 4};
   const std::vector<float> blocks = {1, 1, 1, 1, 0, 0, 0, -1, 10, 0, 1, 0};
   EXPECT_THAT(Score(*backend_, problem, query, blocks), ElementsAre(10, -4, 13));
-  problem.per_kv_head = true;
-  EXPECT_THAT(Score(*backend_, problem, query, blocks), ElementsAre(3, 0, 10, 7, -4, 3));
 }
 
 TEST_P(ScoreBlocksContract, HeadVoteSumsTheSoftmaxOfEachHead) {
   // Head 0 has logits 0 and ln 3 (1/4, 3/4); head 1 has ln 4 and 0 (4/5, 1/5). Scale 1/2.
-  Problem problem{.q_heads = 2,
-                  .kv_heads = 2,
-                  .head_dim = 1,
-                  .scoring = Scoring::kHeadVote,
-                  .scale = 0.5f,
-                  .chunks = {1, 1}};
+  const Problem problem{.q_heads = 2,
+                        .kv_heads = 2,
+                        .head_dim = 1,
+                        .scoring = Scoring::kHeadVote,
+                        .scale = 0.5f,
+                        .chunks = {1, 1}};
   const std::vector<float> blocks = {0, std::log(4.0f), std::log(3.0f), 0};
   ExpectClose(Score(*backend_, problem, {2, 2}, blocks), {1.05f, 0.95f}, 1e-6);
-  problem.per_kv_head = true;
-  ExpectClose(Score(*backend_, problem, {2, 2}, blocks), {0.25f, 0.75f, 0.8f, 0.2f}, 1e-6);
-}
-
-TEST_P(ScoreBlocksContract, KeysCountByTheBestOfTheirSlots) {
-  // Block 0: head 0 has keys 1 and 5, head 1 has 7 and 2. Block 1: 4 and 3; -1 and -2.
-  Problem problem{
-      .kind = Kind::kKeys, .slots = 2, .q_heads = 2, .kv_heads = 1, .head_dim = 1, .chunks = {2}};
-  const std::vector<float> blocks = {1, 7, 5, 2, 4, -1, 3, -2};
-  EXPECT_THAT(Score(*backend_, problem, {1, 1}, blocks), ElementsAre(5 + 7, 4 - 1));
-  EXPECT_THAT(Score(*backend_, problem, {-1, 1}, blocks), ElementsAre(-1 + 7, -3 - 1));
-  // The scale applies to the best logit: a negative one does not turn it into the worst.
-  problem.scoring = Scoring::kHeadVote;
-  problem.scale = -std::log(3.0f);  // head 0: 3^-5, 3^-4; head 1: 3^-7, 3^1
-  ExpectClose(Score(*backend_, problem, {1, 1}, blocks),
-              {0.25f + 1.0f / 6562, 0.75f + 6561.0f / 6562}, 1e-5);
 }
 
 TEST_P(ScoreBlocksContract, QueriesAtOnceScoreAsEachAlone) {
-  for (const Problem& problem : AllOf({.slots = 2,
-                                .q_heads = 6,
+  for (const Problem& problem : AllOf({.q_heads = 6,
                                 .kv_heads = 2,
                                 .head_dim = 40,
                                 .scale = 0.1f,
@@ -219,30 +191,15 @@ TEST_P(ScoreBlocksContract, BoundsTakeTheBetterEndOfEachChannel) {
 TEST_P(ScoreBlocksContract, EveryKindEqualsTheReference) {
   const Problem problems[] = {
       {.q_heads = 1, .kv_heads = 1, .head_dim = 1, .chunks = {1}},
-      {.slots = 4,
-       .q_heads = 8,
-       .kv_heads = 4,
-       .head_dim = 8,
-       .scale = 0.35f,
-       .chunks = {3, 0, 41}},
-      {.slots = 2,
-       .q_heads = 3,
-       .kv_heads = 3,
-       .head_dim = 5,
-       .scale = 0.5f,
-       .chunks = {17, 16, 1}},
-      {.slots = 3, .q_heads = 20, .kv_heads = 5, .head_dim = 24, .scale = 0.2f, .chunks = {9, 33}},
-      {.slots = 2, .q_heads = 28, .kv_heads = 4, .head_dim = 16, .scale = 0.2f, .chunks = {19}},
-      {.slots = 1, .q_heads = 40, .kv_heads = 2, .head_dim = 17, .scale = 0.1f, .chunks = {5, 30}},
-      {.slots = 4,
-       .q_heads = 32,
-       .kv_heads = 8,
-       .head_dim = 128,
-       .scale = 0.088f,
-       .chunks = {21, 7}},
-      {.slots = 2, .q_heads = 4, .kv_heads = 1, .head_dim = 256, .scale = 0.0625f, .chunks = {40}},
-      {.slots = 2, .q_heads = 2, .kv_heads = 2, .head_dim = 531, .scale = 0.04f, .chunks = {18}},
-      {.slots = 3, .q_heads = 8, .kv_heads = 2, .head_dim = 72, .scale = 0.1f, .chunks = {600, 3}},
+      {.q_heads = 8, .kv_heads = 4, .head_dim = 8, .scale = 0.35f, .chunks = {3, 0, 41}},
+      {.q_heads = 3, .kv_heads = 3, .head_dim = 5, .scale = 0.5f, .chunks = {17, 16, 1}},
+      {.q_heads = 20, .kv_heads = 5, .head_dim = 24, .scale = 0.2f, .chunks = {9, 33}},
+      {.q_heads = 28, .kv_heads = 4, .head_dim = 16, .scale = 0.2f, .chunks = {19}},
+      {.q_heads = 40, .kv_heads = 2, .head_dim = 17, .scale = 0.1f, .chunks = {5, 30}},
+      {.q_heads = 32, .kv_heads = 8, .head_dim = 128, .scale = 0.088f, .chunks = {21, 7}},
+      {.q_heads = 4, .kv_heads = 1, .head_dim = 256, .scale = 0.0625f, .chunks = {40}},
+      {.q_heads = 2, .kv_heads = 2, .head_dim = 531, .scale = 0.04f, .chunks = {18}},
+      {.q_heads = 8, .kv_heads = 2, .head_dim = 72, .scale = 0.1f, .chunks = {600, 3}},
   };
   for (const Problem& problem : problems) {
     for (const Problem& variant : AllOf(problem)) ExpectSame(variant);
@@ -267,7 +224,7 @@ TEST_P(ScoreBlocksContract, ManyBlocksAndLargeLogitsEqualTheReference) {
 }
 
 TEST_P(ScoreBlocksContract, ScoresDoNotDependOnThreadsOrChunks) {
-  const Problem base{.slots = 2, .q_heads = 16, .kv_heads = 4, .head_dim = 8, .scale = 0.3f};
+  const Problem base{.q_heads = 16, .kv_heads = 4, .head_dim = 8, .scale = 0.3f};
   for (Problem problem : AllOf(base)) {
     SCOPED_TRACE(::testing::PrintToString(problem));
     problem.chunks = {2000};
@@ -293,53 +250,36 @@ TEST_P(ScoreBlocksContract, NoBlocksNoScores) {
 
 // ---- What the kinds promise ----
 
-TEST_P(ScoreBlocksContract, HeadVotesOfAGroupSumToItsHeads) {
-  for (const Problem& problem : AllOf({.slots = 3,
-                                .q_heads = 10,
-                                .kv_heads = 2,
-                                .head_dim = 16,
-                                .scale = 3,
-                                .chunks = {2500}})) {
+TEST_P(ScoreBlocksContract, HeadVotesSumToTheHeads) {
+  for (const Problem& problem :
+       AllOf({.q_heads = 10, .kv_heads = 2, .head_dim = 16, .scale = 3, .chunks = {2500}})) {
     if (problem.scoring != Scoring::kHeadVote) continue;
     SCOPED_TRACE(::testing::PrintToString(problem));
     const std::vector<float> votes =
         Score(*backend_, problem, RandomQuery(problem), RandomBlocks(problem));
-    const int64_t groups = problem.per_kv_head ? 2 : 1;
-    for (int64_t g = 0; g < groups; ++g) {
-      const auto begin = votes.begin() + g * problem.blocks();
-      EXPECT_NEAR(std::accumulate(begin, begin + problem.blocks(), 0.0), 10.0 / groups, 1e-4);
-    }
+    EXPECT_NEAR(std::accumulate(votes.begin(), votes.end(), 0.0), 10.0, 1e-4);
   }
 }
 
-// The largest q . k over the tokens of a block is what all keys for themselves score, and no more
-// than the bounds do.
-TEST_P(ScoreBlocksContract, KeysOfAllTokensScoreTheirBestAndBoundsNoLess) {
+// The largest q . k over the tokens of a block is no more than its bounds score.
+TEST_P(ScoreBlocksContract, BoundsScoreNoLessThanTheBestKey) {
   INFLLM_NEEDS_OP("Representatives");
   const int64_t tokens = 13, dim = 24, blocks = 9;
   const std::vector<float> query = RandomNormal(dim, 6);
-  std::vector<float> best, keys, bounds;
+  std::vector<float> best, bounds;
   for (int64_t b = 0; b < blocks; ++b) {
     const std::vector<float> k = RandomNormal(tokens * dim, static_cast<uint32_t>(7 + b));
-    const auto add = [&](Kind kind, std::vector<float>& to) {
-      const DeviceArray<float> data(*backend_, k);
-      const DeviceArray<float> mass(*backend_, std::vector<float>(tokens));
-      const int64_t size = ShapeOf(kind, tokens, 1, 1).rows() * dim;
-      const DeviceArray<float> out(*backend_, std::vector<float>(static_cast<size_t>(size)));
-      ASSERT_OK(backend_->Representatives({.kind = kind,
-                                           .k = data.data(),
-                                           .mass = mass.data(),
-                                           .out = out.data(),
-                                           .block_tokens = tokens,
-                                           .q_heads = 1,
-                                           .kv_heads = 1,
-                                           .head_dim = dim,
-                                           .top = tokens}));
-      const std::vector<float> got = out.Get();
-      to.insert(to.end(), got.begin(), got.end());
-    };
-    add(Kind::kKeys, keys);
-    add(Kind::kBounds, bounds);
+    const DeviceArray<float> data(*backend_, k);
+    const DeviceArray<float> out(*backend_, std::vector<float>(2 * dim));
+    ASSERT_OK(backend_->Representatives({.kind = Kind::kBounds,
+                                         .k = data.data(),
+                                         .out = out.data(),
+                                         .block_tokens = tokens,
+                                         .q_heads = 1,
+                                         .kv_heads = 1,
+                                         .head_dim = dim}));
+    const std::vector<float> got = out.Get();
+    bounds.insert(bounds.end(), got.begin(), got.end());
     double largest = -std::numeric_limits<double>::infinity();
     for (int64_t t = 0; t < tokens; ++t) {
       largest = std::max(largest,
@@ -347,8 +287,6 @@ TEST_P(ScoreBlocksContract, KeysOfAllTokensScoreTheirBestAndBoundsNoLess) {
     }
     best.push_back(static_cast<float>(largest));
   }
-  const Problem of_keys{.kind = Kind::kKeys, .slots = tokens, .head_dim = dim, .chunks = {blocks}};
-  ExpectClose(Score(*backend_, of_keys, query, keys), best, 1e-6 * std::sqrt(of_keys.terms()));
   const Problem of_bounds{.kind = Kind::kBounds, .head_dim = dim, .chunks = {blocks}};
   const std::vector<float> bound = Score(*backend_, of_bounds, query, bounds);
   for (size_t b = 0; b < best.size(); ++b) EXPECT_GE(bound[b], best[b]) << b;

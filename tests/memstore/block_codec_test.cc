@@ -136,7 +136,6 @@ TEST(BlockCodec, DtypesOfOneSizeAreToldApart) {
 TEST(BlockCodec, RepresentativesMakeNoDifference) {
   BlockIdentity other = Identity();
   other.geometry.representative = kernels::RepresentativeKind::kBounds;
-  other.geometry.repr_top_k = 7;
   EXPECT_EQ(Encode(other), Encode(Identity()));
   EXPECT_OK(VerifyBlock(Encode(Identity()), other));
 }

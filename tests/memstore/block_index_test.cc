@@ -38,6 +38,12 @@ std::vector<float> WideRepresentatives(uint64_t seed, int64_t count, const Geome
   return values;
 }
 
+std::vector<int64_t> Indices(const std::vector<ScoredBlock>& blocks) {
+  std::vector<int64_t> indices;
+  for (const ScoredBlock& block : blocks) indices.push_back(block.index);
+  return indices;
+}
+
 class BlockIndexTest
     : public ::testing::TestWithParam<std::tuple<const char*, DType, RepresentativeKind>> {
  protected:
@@ -48,7 +54,6 @@ class BlockIndexTest
     shape.head_dim = head_dim;
     shape.dtype = std::get<1>(GetParam());
     shape.representative = std::get<2>(GetParam());
-    shape.repr_top_k = 3;
     return shape;
   }
   std::unique_ptr<BlockIndex> NewIndex(const Geometry& shape) {
@@ -62,7 +67,7 @@ class BlockIndexTest
   std::atomic<int64_t> allocated_ = 0;
 };
 std::string ParamName(const ::testing::TestParamInfo<BlockIndexTest::ParamType>& info) {
-  constexpr const char* kKinds[] = {"mean_key", "keys", "bounds"};
+  constexpr const char* kKinds[] = {"mean_key", "bounds"};
   const auto [backend, dtype, kind] = info.param;
   return std::string(backend) + "_" + std::string(kernels::Name(dtype)) + "_" +
          kKinds[static_cast<int>(kind)];
@@ -71,7 +76,6 @@ INSTANTIATE_TEST_SUITE_P(All, BlockIndexTest,
                          ::testing::Combine(::testing::Values("reference", "cpu"),
                                             ::testing::Values(DType::kF32, DType::kBF16),
                                             ::testing::Values(RepresentativeKind::kMeanKey,
-                                                              RepresentativeKind::kKeys,
                                                               RepresentativeKind::kBounds)),
                          ParamName);
 
@@ -88,21 +92,14 @@ TEST_P(BlockIndexTest, TopKIsThatOfTheBruteForce) {
       size += count;
       ASSERT_EQ(index->size(), size);
       const std::vector<float> query = Query(size, shape);
-      for (const bool per_kv_head : {false, true}) {
-        const auto expected = OracleScores(all, query, shape, Scoring::kMean, per_kv_head);
-        for (const int64_t k : {int64_t{0}, int64_t{1}, int64_t{5}, size, size + 1}) {
-          ASSERT_OK_AND_ASSIGN(const auto best,
-                               index->TopK(query, k, Scoring::kMean, per_kv_head, {}));
-          ASSERT_EQ(best.size(), expected.size());
-          for (size_t group = 0; group < best.size(); ++group) {
-            const std::vector<int64_t> order = OracleTopK(expected[group], k);
-            ASSERT_EQ(best[group].size(), order.size());
-            for (size_t i = 0; i < order.size(); ++i) {
-              ASSERT_EQ(best[group][i].index, order[i])
-                  << "rank " << i << " of " << size << " in group " << group;
-              ASSERT_EQ(best[group][i].score, static_cast<float>(expected[group][order[i]]));
-            }
-          }
+      const std::vector<double> expected = OracleScores(all, query, shape, Scoring::kMean);
+      for (const int64_t k : {int64_t{0}, int64_t{1}, int64_t{5}, size, size + 1}) {
+        ASSERT_OK_AND_ASSIGN(const auto best, index->TopK(query, k, Scoring::kMean));
+        const std::vector<int64_t> order = OracleTopK(expected, k);
+        ASSERT_EQ(best.size(), order.size());
+        for (size_t i = 0; i < order.size(); ++i) {
+          ASSERT_EQ(best[i].index, order[i]) << "rank " << i << " of " << size;
+          ASSERT_EQ(best[i].score, static_cast<float>(expected[order[i]]));
         }
       }
     }
@@ -116,20 +113,14 @@ TEST_P(BlockIndexTest, HeadVoteRanksByTheSumOfSoftmaxes) {
   ASSERT_OK(index->Add(all));
   std::vector<float> query = Query(3, shape);
   for (float& value : query) value /= 2048;  // logits of a few units
-  for (const bool per_kv_head : {false, true}) {
-    const auto expected = OracleScores(all, query, shape, Scoring::kHeadVote, per_kv_head);
-    ASSERT_OK_AND_ASSIGN(const auto best,
-                         index->TopK(query, 10, Scoring::kHeadVote, per_kv_head, {}));
-    ASSERT_EQ(best.size(), per_kv_head ? 3u : 1u);
-    for (size_t group = 0; group < best.size(); ++group) {
-      std::vector<double> sorted = expected[group];
-      std::sort(sorted.rbegin(), sorted.rend());
-      ASSERT_EQ(best[group].size(), 10u);
-      for (size_t i = 0; i < best[group].size(); ++i) {
-        EXPECT_NEAR(best[group][i].score, sorted[i], 1e-5);
-        EXPECT_NEAR(expected[group][best[group][i].index], sorted[i], 1e-5);
-      }
-    }
+  const std::vector<double> expected = OracleScores(all, query, shape, Scoring::kHeadVote);
+  ASSERT_OK_AND_ASSIGN(const auto best, index->TopK(query, 10, Scoring::kHeadVote));
+  std::vector<double> sorted = expected;
+  std::sort(sorted.rbegin(), sorted.rend());
+  ASSERT_EQ(best.size(), 10u);
+  for (size_t i = 0; i < best.size(); ++i) {
+    EXPECT_NEAR(best[i].score, sorted[i], 1e-5);
+    EXPECT_NEAR(expected[best[i].index], sorted[i], 1e-5);
   }
 }
 
@@ -139,15 +130,9 @@ TEST_P(BlockIndexTest, EqualScoresGoToTheSmallerIndex) {
   for (int i = 0; i < 20; ++i) {
     ASSERT_OK(index->Add(std::vector<float>(shape.representative_floats(), i % 3 == 1 ? 2 : 1)));
   }
-  for (const bool per_kv_head : {false, true}) {
-    ASSERT_OK_AND_ASSIGN(const auto best, index->TopK(std::vector<float>(shape.query_floats(), 1),
-                                                      4, Scoring::kMean, per_kv_head, {}));
-    for (const std::vector<ScoredBlock>& group : best) {
-      std::vector<int64_t> indices;
-      for (const ScoredBlock& block : group) indices.push_back(block.index);
-      EXPECT_EQ(indices, (std::vector<int64_t>{1, 4, 7, 10}));
-    }
-  }
+  ASSERT_OK_AND_ASSIGN(const auto best,
+                       index->TopK(std::vector<float>(shape.query_floats(), 1), 4, Scoring::kMean));
+  EXPECT_EQ(Indices(best), (std::vector<int64_t>{1, 4, 7, 10}));
 }
 
 TEST_P(BlockIndexTest, ForksShareThePastAndGrowApart) {
@@ -176,13 +161,8 @@ TEST_P(BlockIndexTest, ForksShareThePastAndGrowApart) {
       EXPECT_TRUE(index.Holds(i, std::span(all).subspan(i * floats, floats))) << i;
     }
     const std::vector<float> query = Query(5, shape);
-    ASSERT_OK_AND_ASSIGN(const auto best, index.TopK(query, 9, Scoring::kMean, true, {}));
-    const auto scores = OracleScores(all, query, shape, Scoring::kMean, true);
-    for (size_t group = 0; group < best.size(); ++group) {
-      std::vector<int64_t> indices;
-      for (const ScoredBlock& block : best[group]) indices.push_back(block.index);
-      EXPECT_EQ(indices, OracleTopK(scores[group], 9));
-    }
+    ASSERT_OK_AND_ASSIGN(const auto best, index.TopK(query, 9, Scoring::kMean));
+    EXPECT_EQ(Indices(best), OracleTopK(OracleScores(all, query, shape, Scoring::kMean), 9));
   };
   expect(*root, 56, 1);
   expect(*fork, 61, 2);
@@ -225,73 +205,8 @@ TEST_P(BlockIndexTest, MemoryIsThatOfTheDtype) {
   EXPECT_EQ(static_cast<size_t>(allocated_), bytes) << "a first chunk holds what it was made for";
 }
 
-// Whatever is announced, kept or not, and however the index grows meanwhile.
-TEST_P(BlockIndexTest, UpcomingQueriesChangeNoResult) {
-  const Geometry shape = Shape(6, 2, 20);
-  const size_t floats = shape.query_floats();
-  const auto announced = NewIndex(shape), plain = NewIndex(shape);
-  const auto add = [&](int64_t seed, int64_t count) {
-    const std::vector<float> blocks = WideRepresentatives(seed, count, shape);
-    ASSERT_OK(announced->Add(blocks));
-    ASSERT_OK(plain->Add(blocks));
-  };
-  std::vector<float> queries;
-  for (int64_t i = 0; i < 4; ++i) {
-    const std::vector<float> query = Query(i, shape);
-    queries.insert(queries.end(), query.begin(), query.end());
-  }
-  struct Step {
-    size_t query;
-    size_t upcoming;  // of the queries after it
-    int64_t added;    // before the next step
-    Scoring scoring = Scoring::kMean;
-    bool per_kv_head = false;
-  };
-  const auto equal = [&](BlockIndex& index, const Step& step) {
-    const auto query = std::span<const float>(queries).subspan(step.query * floats);
-    ASSERT_OK_AND_ASSIGN(const auto best,
-                         index.TopK(query.first(floats), 9, step.scoring, step.per_kv_head,
-                                    query.subspan(floats, step.upcoming * floats)));
-    ASSERT_OK_AND_ASSIGN(const auto expected,
-                         plain->TopK(query.first(floats), 9, step.scoring, step.per_kv_head, {}));
-    ASSERT_EQ(best.size(), expected.size());
-    for (size_t group = 0; group < best.size(); ++group) {
-      ASSERT_EQ(best[group].size(), expected[group].size());
-      for (size_t i = 0; i < best[group].size(); ++i) {
-        EXPECT_EQ(best[group][i].index, expected[group][i].index);
-        EXPECT_EQ(best[group][i].score, expected[group][i].score);
-      }
-    }
-  };
-  const Step steps[] = {
-      {0, 3, 40},                       // announced while there is nothing
-      {0, 3, 7},                        // announced
-      {1, 0, 0},                        // as announced, after blocks were added
-      {3, 0, 100},                      // out of turn
-      {2, 0, 3, Scoring::kMean, true},  // by other groups than announced
-      {2, 1, 5, Scoring::kHeadVote},    // a score that depends on all blocks
-      {3, 0, 1, Scoring::kHeadVote},    //
-      {0, 2, 9, Scoring::kMean, true},  //
-      {1, 0, 0, Scoring::kMean, true},  //
-      {1, 2, 30},                       // not announced for this grouping: announced again
-      {2, 1, 0},                        // announcing again what was
-      {3, 0, 0},                        //
-  };
-  int64_t seed = 0;
-  for (const Step& step : steps) {
-    SCOPED_TRACE(seed);
-    equal(*announced, step);
-    if (step.added > 0) add(seed, step.added);
-    ++seed;
-  }
-  const auto fork = announced->Fork();
-  ASSERT_OK(fork->Add(WideRepresentatives(99, 20, shape)));
-  ASSERT_OK(plain->Add(WideRepresentatives(99, 20, shape)));
-  equal(*fork, {3, 0, 0});
-}
-
 TEST_P(BlockIndexTest, RepresentativesLargerThanAChunkAreKept) {
-  const Geometry shape = Shape(1024, 512, 1024);  // kKeys: 12 MiB as fp32
+  const Geometry shape = Shape(1024, 1024, 2048);  // 8 or 16 MiB as fp32
   const auto index = NewIndex(shape);
   std::vector<float> one(shape.representative_floats(), 1.0f);
   ASSERT_OK(index->Add(one));
@@ -307,10 +222,8 @@ TEST_P(BlockIndexTest, WrongSizesAreRefused) {
   const auto index = NewIndex(shape);
   EXPECT_THAT(index->Add(std::vector<float>(shape.representative_floats() + 1)),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("slots * heads")));
-  EXPECT_THAT(index->TopK(std::vector<float>(15), 1, Scoring::kMean, false, {}),
+  EXPECT_THAT(index->TopK(std::vector<float>(15), 1, Scoring::kMean),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("15")));
-  EXPECT_THAT(index->TopK(std::vector<float>(16), 1, Scoring::kMean, false, std::vector<float>(17)),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("17")));
 }
 
 }  // namespace

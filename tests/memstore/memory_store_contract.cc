@@ -256,7 +256,6 @@ TEST_P(MemoryStoreContract, SelectFindsTheBestOfThePublishedBlocks) {
     for (const SelectedBlock& block : selection.blocks) {
       const std::vector<float> r = Representatives(0, block.index);
       EXPECT_EQ(block.score, std::inner_product(r.begin(), r.end(), query.begin(), 0.0f));
-      EXPECT_EQ(block.kv_heads, ~uint64_t{0});
       EXPECT_EQ(Bytes(block.block), Payloads(0, block.index));
     }
   }
@@ -331,19 +330,12 @@ TEST_P(MemoryStoreContract, SelectRefusesBadRequests) {
   refused({.query = query, .k = -1}, "k is -1");
   refused({.query = query, .k = limits::kMaxSelect + 1}, "k is");
   refused({.query = query, .k = 1, .scoring = static_cast<Scoring>(9)}, "scoring");
-  const std::vector<float> many((limits::kMaxUpcoming + 1) * query.size());
-  refused({.query = query, .k = 1, .upcoming = std::span(many).first(31)},
-          "upcoming queries have 31");
-  refused({.query = query, .k = 1, .upcoming = many}, "number of upcoming queries is 65");
-  EXPECT_OK(store_->Select(
-      id, 0, {.query = query, .k = 1, .upcoming = std::span(many).subspan(query.size())}));
   const std::vector<int64_t> unsorted = {2, 1};
   refused({.query = query, .k = 1, .have = unsorted}, "ascending");
   for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
     std::vector<float> broken = query;
     broken[17] = bad;
     refused({.query = broken, .k = 1}, "17");
-    refused({.query = query, .k = 1, .upcoming = broken}, "upcoming");
   }
 }
 

@@ -21,18 +21,16 @@ inline std::vector<float> Rounded(std::span<const float> values, kernels::DType 
   return kept;
 }
 
-// [groups][blocks]: one group of all heads, or one per KV head.
-inline std::vector<std::vector<double>> OracleScores(std::span<const float> representatives,
-                                                     std::span<const float> query,
-                                                     const Geometry& geometry,
-                                                     kernels::Scoring scoring, bool per_kv_head) {
+// [blocks].
+inline std::vector<double> OracleScores(std::span<const float> representatives,
+                                        std::span<const float> query, const Geometry& geometry,
+                                        kernels::Scoring scoring) {
   using kernels::RepresentativeKind;
   const size_t dim = geometry.head_dim, per_kv = geometry.q_heads / geometry.kv_heads;
   const auto [slots, heads] = geometry.representative_shape();
   const std::vector<float> r = Rounded(representatives, geometry.dtype);
   const size_t blocks = r.size() / geometry.representative_floats();
-  std::vector<std::vector<double>> scores(per_kv_head ? geometry.kv_heads : 1,
-                                          std::vector<double>(blocks, 0.0));
+  std::vector<double> scores(blocks, 0.0);
   for (size_t h = 0; h < static_cast<size_t>(geometry.q_heads); ++h) {
     const bool bounds = geometry.representative == RepresentativeKind::kBounds;
     const auto at = [&](size_t block, int64_t slot, size_t d) {
@@ -41,19 +39,9 @@ inline std::vector<std::vector<double>> OracleScores(std::span<const float> repr
     };
     std::vector<double> logits(blocks);
     for (size_t b = 0; b < blocks; ++b) {
-      const auto dot = [&](int64_t slot) {
-        double sum = 0;
-        for (size_t d = 0; d < dim; ++d) sum += query[h * dim + d] * at(b, slot, d);
-        return sum;
-      };
-      if (bounds) {
-        for (size_t d = 0; d < dim; ++d) {
-          const double q = query[h * dim + d];
-          logits[b] += std::max(q * at(b, 0, d), q * at(b, 1, d));
-        }
-      } else {
-        logits[b] = dot(0);
-        for (int64_t slot = 1; slot < slots; ++slot) logits[b] = std::max(logits[b], dot(slot));
+      for (size_t d = 0; d < dim; ++d) {
+        const double q = query[h * dim + d];
+        logits[b] += bounds ? std::max(q * at(b, 0, d), q * at(b, 1, d)) : q * at(b, 0, d);
       }
     }
     if (scoring == kernels::Scoring::kHeadVote && blocks > 0) {
@@ -63,8 +51,7 @@ inline std::vector<std::vector<double>> OracleScores(std::span<const float> repr
       for (double& logit : logits) sum += logit = std::exp(scale * (logit - most));
       for (double& logit : logits) logit /= sum;
     }
-    std::vector<double>& group = scores[per_kv_head ? h / per_kv : 0];
-    for (size_t b = 0; b < blocks; ++b) group[b] += logits[b];
+    for (size_t b = 0; b < blocks; ++b) scores[b] += logits[b];
   }
   return scores;
 }

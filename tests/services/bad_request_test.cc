@@ -136,10 +136,8 @@ class BadRequestTest : public ::testing::Test {
         wire::QueryChecksum(ContextId{request.context()}, request.layer(),
                             {.query = wire::AsSpan(request.query()),
                              .k = request.k(),
-                             .per_kv_head = request.per_kv_head(),
                              .scoring = scoring.ok() ? *scoring : kernels::Scoring::kMean,
-                             .have = wire::AsSpan(request.have()),
-                             .upcoming = wire::AsSpan(request.upcoming())}));
+                             .have = wire::AsSpan(request.have())}));
     return request;
   }
   template <typename Request>
@@ -185,18 +183,6 @@ TEST_F(BadRequestTest, Create) {
       {"unknown kind of representative",
        [](auto& r) { r.mutable_geometry()->set_representative(pb::RepresentativeKind(-1)); },
        grpc::INVALID_ARGUMENT, "geometry.representative is -1"},
-      {"no keys",
-       [](auto& r) {
-         r.mutable_geometry()->set_representative(pb::REPRESENTATIVE_KIND_KEYS);
-         r.mutable_geometry()->clear_repr_top_k();
-       },
-       grpc::INVALID_ARGUMENT, "repr_top_k is 0"},
-      {"more keys than tokens",
-       [](auto& r) {
-         r.mutable_geometry()->set_representative(pb::REPRESENTATIVE_KIND_KEYS);
-         r.mutable_geometry()->set_repr_top_k(9);
-       },
-       grpc::INVALID_ARGUMENT, "repr_top_k is 9, must be in [1, 8]"},
       {"no layers", [](auto& r) { r.mutable_geometry()->set_layers(0); }, grpc::INVALID_ARGUMENT,
        "layers is 0"},
       {"negative heads", [](auto& r) { r.mutable_geometry()->set_q_heads(-8); },
@@ -302,8 +288,6 @@ TEST_F(BadRequestTest, Select) {
       {"no query", [](auto& r) { r.clear_query(); }, grpc::INVALID_ARGUMENT, "query has 0"},
       {"query not finite", [](auto& r) { r.set_query(5, -INFINITY); }, grpc::INVALID_ARGUMENT,
        "-inf at float 5"},
-      {"half a query upcoming", [](auto& r) { r.add_upcoming(1); }, grpc::INVALID_ARGUMENT,
-       "upcoming queries have 1"},
       {"negative k", [](auto& r) { r.set_k(-1); }, grpc::INVALID_ARGUMENT, "k is -1"},
       {"k too large", [](auto& r) { r.set_k(65537); }, grpc::INVALID_ARGUMENT, "65536"},
       {"no scoring", [](auto& r) { r.clear_scoring(); }, grpc::INVALID_ARGUMENT, "scoring is 0"},
@@ -325,23 +309,6 @@ TEST_F(BadRequestTest, Select) {
     EXPECT_THAT(status.error_message(), HasSubstr(row.text));
   }
   EXPECT_TRUE(Select(GoodSelect()).ok());
-}
-
-TEST_F(BadRequestTest, SelectOfMoreKvHeadsThanAMaskHolds) {
-  pb::CreateRequest create = GoodCreate();
-  create.mutable_geometry()->set_q_heads(65);
-  create.mutable_geometry()->set_kv_heads(65);
-  grpc::ClientContext call;
-  pb::CreateResponse created;
-  ASSERT_TRUE(stub_->Create(&call, create, &created).ok());
-  pb::SelectRequest request = GoodSelect();
-  request.set_context(created.context());
-  request.mutable_query()->Resize(65 * kGeometry.head_dim, 1.0f);
-  EXPECT_TRUE(Select(Seal(request)).ok());
-  request.set_per_kv_head(true);
-  const grpc::Status status = Select(Seal(request));
-  EXPECT_EQ(status.error_code(), grpc::INVALID_ARGUMENT);
-  EXPECT_THAT(status.error_message(), HasSubstr("select for themselves is 65"));
 }
 
 TEST_F(BadRequestTest, Fetch) {

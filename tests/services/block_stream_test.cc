@@ -64,9 +64,7 @@ TEST(SendSelectionTest, IsTheProtobufMessage) {
   for (const size_t size : {1, 127, 128, 0, 16383, 16384, 70000}) {
     const auto i = static_cast<int64_t>(payloads.size());
     payloads.push_back(RandomBytes(size, static_cast<uint32_t>(size)));
-    selection.blocks.push_back({.index = i * 1000,
-                                .score = 0.5f * static_cast<float>(i),
-                                .kv_heads = ~uint64_t{0} >> (10 * i)});
+    selection.blocks.push_back({.index = i * 1000, .score = 0.5f * static_cast<float>(i)});
     if (size > 0) selection.blocks.back().block = OwnedBlock(payloads.back());
   }
   Collector<pb::SelectResponse> sent;
@@ -81,11 +79,10 @@ TEST(SendSelectionTest, IsTheProtobufMessage) {
     const pb::SelectResponse::Block& block = message.blocks(i);
     EXPECT_EQ(block.index(), i * 1000);
     EXPECT_EQ(block.score(), 0.5f * static_cast<float>(i));
-    EXPECT_EQ(block.kv_heads(), ~uint64_t{0} >> (10 * i));
     EXPECT_EQ(block.has_payload(), !payloads[i].empty());
     EXPECT_EQ(block.payload(), Text(payloads[i]));
-    EXPECT_EQ(block.crc32c(), wire::SelectedChecksum({kContext, kLayer, i * 1000}, block.score(),
-                                                     block.kv_heads(), payloads[i]));
+    EXPECT_EQ(block.crc32c(),
+              wire::SelectedChecksum({kContext, kLayer, i * 1000}, block.score(), payloads[i]));
   }
 }
 

@@ -227,7 +227,7 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
   puppet_.select = [&](ContextId, int32_t, const memstore::SelectRequest& request) {
     memstore::Selection selection;
     for (int64_t i = 0; i < kBlocks; ++i) {
-      selection.blocks.push_back({.index = i, .score = 1, .kv_heads = ~uint64_t{0}});
+      selection.blocks.push_back({.index = i, .score = 1});
       if (!std::binary_search(request.have.begin(), request.have.end(), i)) {
         selection.blocks.back().block = memstore::BlockHandle(block(i), nullptr);
       }
@@ -258,41 +258,6 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
     const bool had = std::ranges::binary_search(have, selected.index);
     EXPECT_EQ(static_cast<bool>(selected.block), !had);
     EXPECT_TRUE(had || std::ranges::equal(selected.block.payload(), block(selected.index)));
-  }
-  Stop();
-}
-
-TEST_F(RemoteStoreTest, AMaskThatIsNoAnswerToTheQuestionIsRefused) {
-  const std::vector<std::byte> payload(kGeometry.payload_bytes());
-  const auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
-  struct Row {
-    bool per_kv_head;
-    uint64_t kv_heads;
-    bool accepted;
-  };
-  for (const Row& row :
-       {Row{false, ~uint64_t{0}, true}, Row{false, 0b1111, false}, Row{false, 0, false},
-        Row{true, 0b0001, true}, Row{true, 0b1111, true}, Row{true, 0, false},
-        Row{true, 0b10001, false}, Row{true, ~uint64_t{0}, false}}) {
-    puppet_.select = [&](ContextId, int32_t, const memstore::SelectRequest& request) {
-      EXPECT_EQ(request.per_kv_head, row.per_kv_head);
-      memstore::Selection selection;
-      selection.blocks.push_back({.index = 3,
-                                  .score = 1,
-                                  .kv_heads = row.kv_heads,
-                                  .block = memstore::BlockHandle(payload, nullptr)});
-      return selection;
-    };
-    const auto selection =
-        store->Select(kContext, 0, {.query = query_, .k = 1, .per_kv_head = row.per_kv_head});
-    if (row.accepted) {
-      ASSERT_OK(selection);
-      EXPECT_EQ(selection->blocks[0].kv_heads, row.kv_heads);
-    } else {
-      EXPECT_THAT(selection, StatusIs(absl::StatusCode::kDataLoss,
-                                      AllOf(HasSubstr("block 3"), HasSubstr("KV heads"))));
-    }
   }
   Stop();
 }
@@ -338,12 +303,6 @@ TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
   refused([](auto& g) { g.set_representative(pb::RepresentativeKind(4)); },
           "geometry.representative is 4");
   refused([](auto& g) { g.set_kv_heads(0); }, "kv_heads is 0");
-  refused(
-      [](auto& g) {
-        g.set_representative(pb::REPRESENTATIVE_KIND_KEYS);
-        g.set_repr_top_k(1 << 30);
-      },
-      "repr_top_k is 1073741824");
   refused(
       [](auto& g) {
         g.set_q_heads(std::numeric_limits<int32_t>::max());

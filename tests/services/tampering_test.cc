@@ -141,9 +141,7 @@ class TamperingTest : public ::testing::Test {
     puppet_.select = [this](ContextId, int32_t, const memstore::SelectRequest& request) {
       memstore::Selection selection;
       for (int64_t i = 0; i < request.k; ++i) {
-        selection.blocks.push_back({.index = 3 * i,
-                                    .score = 0.25f * static_cast<float>(i),
-                                    .kv_heads = request.per_kv_head ? 1 : ~uint64_t{0}});
+        selection.blocks.push_back({.index = 3 * i, .score = 0.25f * static_cast<float>(i)});
         if (!std::binary_search(request.have.begin(), request.have.end(), 3 * i)) {
           selection.blocks.back().block = Block(3 * i);
         }
@@ -213,11 +211,6 @@ class TamperingTest : public ::testing::Test {
   const std::function<absl::Status()> select_ = [this] {
     return store_->Select(kContext, 1, {.query = query_, .k = 3, .have = have_}).status();
   };
-  const std::function<absl::Status()> select_per_kv_head_ = [this] {
-    return store_
-        ->Select(kContext, 1, {.query = query_, .k = 3, .per_kv_head = true, .have = have_})
-        .status();
-  };
   const std::vector<int64_t> wanted_ = {5, 2};
   const std::function<absl::Status()> fetch_ = [this] {
     return store_->Fetch(kContext, 1, wanted_).status();
@@ -228,12 +221,10 @@ using ::testing::ElementsAre;
 using ::testing::Key;
 
 TEST_F(TamperingTest, SelectedBlocks) {
-  // Also the indices, scores and KV heads of the blocks that travel without payload.
-  for (const auto& select : {select_, select_per_kv_head_}) {
-    EXPECT_THAT(FlipEveryBit(Direction::kResponse, select),
-                ElementsAre(Key(absl::StatusCode::kDataLoss)));
-    EXPECT_THAT(select(), ::infllm::testing::IsOk());
-  }
+  // Also the indices and scores of the blocks that travel without payload.
+  EXPECT_THAT(FlipEveryBit(Direction::kResponse, select_),
+              ElementsAre(Key(absl::StatusCode::kDataLoss)));
+  EXPECT_OK(select_());
 }
 
 TEST_F(TamperingTest, FetchedBlocks) {
@@ -243,7 +234,6 @@ TEST_F(TamperingTest, FetchedBlocks) {
 
 TEST_F(TamperingTest, QueriesAndFetchRequests) {
   FlipEveryBit(Direction::kRequest, select_);
-  FlipEveryBit(Direction::kRequest, select_per_kv_head_);
   FlipEveryBit(Direction::kRequest, fetch_);
 }
 
@@ -266,11 +256,10 @@ TEST_F(TamperingTest, RepresentativesAreNotPublished) {
 }
 
 TEST_F(TamperingTest, NewContexts) {
-  memstore::Geometry keys = kGeometry;
-  keys.representative = kernels::RepresentativeKind::kKeys;
-  keys.repr_top_k = 2;
+  memstore::Geometry bounds = kGeometry;
+  bounds.representative = kernels::RepresentativeKind::kBounds;
   const auto create = [&] {
-    return store_->Create({.model = {.hi = 1, .lo = 2}, .geometry = keys}).status();
+    return store_->Create({.model = {.hi = 1, .lo = 2}, .geometry = bounds}).status();
   };
   const auto fork = [this] { return store_->Fork(kContext).status(); };
   FlipEveryBit(Direction::kRequest, create);

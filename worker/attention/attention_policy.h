@@ -31,9 +31,6 @@ struct AttentionScratch {
   kernels::Buffer q_far;   // [tokens, q_heads, head_dim]
   kernels::Buffer k_near;  // [tokens, kv_heads, head_dim]
   RopeTable rope;          // of the pass's tokens
-  // Of FarPositions::kSequential: keys of sinks and blocks where they stand for the exec block.
-  kernels::Buffer far_keys;
-  RopeTable far_rope;
 };
 
 // The projections of consecutive tokens of one layer, before any rotation. Device memory.

@@ -4,9 +4,7 @@
 #include <vector>
 
 #include "kernels/core/status_macros.h"
-#include "memstore/limits.h"
 #include "worker/attention/block_cache.h"
-#include "worker/attention/far_keys.h"
 #include "worker/attention/layer_window.h"
 #include "worker/attention/policies.h"
 #include "worker/attention/rotation.h"
@@ -27,7 +25,7 @@ using memstore::Selection;
 class InfLlmState final : public AttentionState {
  public:
   InfLlmState(const PolicyContext& context, memstore::ContextId id)
-      : context_(context), options_(context.options), id_(id), far_(context) {
+      : context_(context), options_(context.options), id_(id) {
     const LayerWindow::Shape shape{.sink_tokens = options_.n_init,
                                    .page_tokens = options_.block_tokens,
                                    .q_heads = context.model.q_heads,
@@ -58,7 +56,6 @@ class InfLlmState final : public AttentionState {
                                        scratch));
     INFLLM_RETURN_IF_ERROR(
         layer.window.Append(input.k, scratch.k_near.as<float>(), input.v, input.tokens));
-    INFLLM_RETURN_IF_ERROR(FindMeanQueries(input.tokens, scratch.q_far.as<float>()));
     for (int64_t begin = 0; begin < input.tokens; begin += options_.exec_block) {
       const int64_t count = std::min(options_.exec_block, input.tokens - begin);
       INFLLM_RETURN_IF_ERROR(AttendExecBlock(layer, input, begin, count, scratch));
@@ -109,89 +106,79 @@ class InfLlmState final : public AttentionState {
     Selection selection;
     records_.clear();
     if (layer.window.first_page() > 0 && options_.top_k > 0) {
-      INFLLM_ASSIGN_OR_RETURN(selection,
-                              Retrieve(layer, input.layer, position, begin / options_.exec_block));
+      INFLLM_ASSIGN_OR_RETURN(selection, Retrieve(layer, input.layer, position, q_far, count));
     }
     near_.clear();
     layer.window.AddSegments(position - options_.n_local + 1, end, LayerWindow::Keys::kRotated,
                              true, near_);
-    INFLLM_RETURN_IF_ERROR(far_.Collect(layer.window, selection, records_, end, scratch));
+    CollectFar(layer.window, selection, end);
     const bool track_mass =
         options_.cache_policy == CachePolicy::kLruS && !selection.blocks.empty();
     if (track_mass) {
-      const size_t bytes = far_.segments().size() * sizeof(float);
+      const size_t bytes = far_.size() * sizeof(float);
       INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, far_mass_));
       INFLLM_RETURN_IF_ERROR(backend().Zero(far_mass_.data(), bytes));
     }
-    INFLLM_RETURN_IF_ERROR(backend().Attention(
-        {.q_near = q_near,
-         .q_far = options_.far_positions == FarPositions::kShared ? q_far : q_near,
-         .out = input.out + begin * q_row,
-         .near = near_,
-         .far = far_.segments(),
-         .far_segment_mass = track_mass ? far_mass_.as<float>() : nullptr,
-         .tokens = count,
-         .q_heads = context_.model.q_heads,
-         .kv_heads = context_.model.kv_heads,
-         .head_dim = context_.model.head_dim,
-         .first_position = position,
-         .window = options_.n_local,
-         .scale = context_.scale,
-         .kv_dtype = context_.kv_dtype,
-         .far_unmasked = options_.compat_reference}));
+    INFLLM_RETURN_IF_ERROR(
+        backend().Attention({.q_near = q_near,
+                             .q_far = q_far,
+                             .out = input.out + begin * q_row,
+                             .near = near_,
+                             .far = far_,
+                             .far_segment_mass = track_mass ? far_mass_.as<float>() : nullptr,
+                             .tokens = count,
+                             .q_heads = context_.model.q_heads,
+                             .kv_heads = context_.model.kv_heads,
+                             .head_dim = context_.model.head_dim,
+                             .first_position = position,
+                             .window = options_.n_local,
+                             .scale = context_.scale,
+                             .kv_dtype = context_.kv_dtype,
+                             .far_unmasked = options_.compat_reference}));
     if (track_mass) {
-      host_mass_.resize(far_.segments().size());
+      host_mass_.resize(far_.size());
       INFLLM_RETURN_IF_ERROR(backend().Download(host_mass_.data(), far_mass_.data(),
                                                 host_mass_.size() * sizeof(float)));
-      far_.SumByBlock(host_mass_, block_mass_);
-      layer.cache.Score(selection, block_mass_);
+      layer.cache.Score(selection, std::span(host_mass_).last(selection.blocks.size()));
     }
     return absl::OkStatus();
   }
 
-  // host_queries_: the mean query of each exec block of `tokens` queries, which always is that of
-  // the shared far position.
-  absl::Status FindMeanQueries(int64_t tokens, const float* q_far) {
-    announced_ = false;
-    if (options_.top_k == 0) return absl::OkStatus();
-    const int64_t floats = context_.model.q_heads * context_.model.head_dim;
-    const int64_t count = (tokens + options_.exec_block - 1) / options_.exec_block;
-    const size_t bytes = static_cast<size_t>(count * floats) * sizeof(float);
-    INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, mean_queries_));
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t begin = i * options_.exec_block;
-      INFLLM_RETURN_IF_ERROR(
-          backend().MeanQuery({.q = q_far + begin * floats,
-                               .out = mean_queries_.as<float>() + i * floats,
-                               .tokens = std::min(options_.exec_block, tokens - begin),
-                               .q_heads = context_.model.q_heads,
-                               .head_dim = context_.model.head_dim}));
+  // far_: sinks and remainder as far as they have left the window of the last query, which is
+  // before position `end`; then the selected blocks, whose bytes are records_. All keys are raw.
+  void CollectFar(const LayerWindow& window, const Selection& selection, int64_t end) {
+    const int64_t heads = context_.model.kv_heads, tokens = options_.block_tokens;
+    const int64_t head_stride = tokens * context_.model.head_dim;
+    const size_t values = static_cast<size_t>(heads * head_stride) * SizeOf(context_.kv_dtype);
+    far_.clear();
+    window.AddSegments(0, end - options_.n_local, LayerWindow::Keys::kRaw, false, far_);
+    for (size_t i = 0; i < selection.blocks.size(); ++i) {
+      far_.push_back({.k = records_[i],
+                      .v = records_[i] + values,
+                      .head_stride = head_stride,
+                      .position = window.page_begin(selection.blocks[i].index),
+                      .tokens = tokens});
     }
-    host_queries_.resize(static_cast<size_t>(count * floats));
-    return backend().Download(host_queries_.data(), mean_queries_.data(), bytes);
   }
 
-  // Selects blocks for the query of the exec block, and admits them to the cache: records_.
+  // Selects blocks for the mean of `count` queries, and admits them to the cache: records_.
   absl::StatusOr<Selection> Retrieve(Layer& layer, int64_t layer_index, int64_t position,
-                                     int64_t exec_block) {
-    const auto floats = static_cast<size_t>(context_.model.q_heads * context_.model.head_dim);
-    const auto queries =
-        std::span<const float>(host_queries_).subspan(static_cast<size_t>(exec_block) * floats);
-    // The first retrieval of a chunk announces the others: one pass over the index serves them all.
-    const size_t announced = announced_
-                                 ? 0
-                                 : std::min(queries.size() / floats - 1,
-                                            static_cast<size_t>(memstore::limits::kMaxUpcoming));
-    announced_ = true;
-    INFLLM_ASSIGN_OR_RETURN(
-        Selection selection,
-        context_.store->Select(id_, static_cast<int32_t>(layer_index),
-                               {.query = queries.first(floats),
-                                .k = static_cast<int32_t>(options_.top_k),
-                                .per_kv_head = options_.selection == SelectionUnit::kKvHead,
-                                .scoring = options_.scoring,
-                                .have = layer.cache.indices(),
-                                .upcoming = queries.subspan(floats, announced * floats)}));
+                                     const float* q_far, int64_t count) {
+    host_query_.resize(static_cast<size_t>(context_.model.q_heads * context_.model.head_dim));
+    const size_t bytes = host_query_.size() * sizeof(float);
+    INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, mean_query_));
+    INFLLM_RETURN_IF_ERROR(backend().MeanQuery({.q = q_far,
+                                                .out = mean_query_.as<float>(),
+                                                .tokens = count,
+                                                .q_heads = context_.model.q_heads,
+                                                .head_dim = context_.model.head_dim}));
+    INFLLM_RETURN_IF_ERROR(backend().Download(host_query_.data(), mean_query_.data(), bytes));
+    INFLLM_ASSIGN_OR_RETURN(Selection selection,
+                            context_.store->Select(id_, static_cast<int32_t>(layer_index),
+                                                   {.query = host_query_,
+                                                    .k = static_cast<int32_t>(options_.top_k),
+                                                    .scoring = options_.scoring,
+                                                    .have = layer.cache.indices()}));
     ++stats_.selections;
     for (const memstore::SelectedBlock& block : selection.blocks) {
       ++(block.block ? stats_.cache_misses : stats_.cache_hits);
@@ -211,10 +198,10 @@ class InfLlmState final : public AttentionState {
     if (layer.stored_blocks < first + count) {
       INFLLM_RETURN_IF_ERROR(StorePages(layer, layer_index));
     }
-    const int64_t floats = kernels::ShapeOf(options_.representative, options_.repr_top_k,
-                                            context_.model.q_heads, context_.model.kv_heads)
-                               .rows() *
-                           context_.model.head_dim;
+    const int64_t floats =
+        kernels::ShapeOf(options_.representative, context_.model.q_heads, context_.model.kv_heads)
+            .rows() *
+        context_.model.head_dim;
     const size_t bytes = static_cast<size_t>(count * floats) * sizeof(float);
     INFLLM_RETURN_IF_ERROR(Reserve(backend(), bytes, representatives_));
     for (int64_t i = 0; i < count; ++i) {
@@ -278,29 +265,25 @@ class InfLlmState final : public AttentionState {
   SelectionObserver observer_;
 
   // Reused between calls.
-  std::vector<kernels::KvSegment> near_;
-  FarKeys far_;
+  std::vector<kernels::KvSegment> near_, far_;
   std::vector<const std::byte*> records_;
-  std::vector<float> host_queries_, host_representatives_, host_mass_, block_mass_;
+  std::vector<float> host_query_, host_representatives_, host_mass_;
   std::vector<std::byte> staging_;
-  kernels::Buffer mean_queries_, representatives_, far_mass_;
-  bool announced_ = false;  // the queries of this chunk and layer, to the store
+  kernels::Buffer mean_query_, representatives_, far_mass_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<AttentionState>> NewInfLlmState(const PolicyContext& context) {
   const ModelConfig& model = context.model;
-  memstore::Geometry geometry{.layers = static_cast<int32_t>(model.layers),
-                              .q_heads = static_cast<int32_t>(model.q_heads),
-                              .kv_heads = static_cast<int32_t>(model.kv_heads),
-                              .head_dim = static_cast<int32_t>(model.head_dim),
-                              .block_tokens = static_cast<int32_t>(context.options.block_tokens),
-                              .dtype = context.kv_dtype,
-                              .representative = context.options.representative};
-  if (geometry.representative == RepresentativeKind::kKeys) {
-    geometry.repr_top_k = static_cast<int32_t>(context.options.repr_top_k);
-  }
+  const memstore::Geometry geometry{
+      .layers = static_cast<int32_t>(model.layers),
+      .q_heads = static_cast<int32_t>(model.q_heads),
+      .kv_heads = static_cast<int32_t>(model.kv_heads),
+      .head_dim = static_cast<int32_t>(model.head_dim),
+      .block_tokens = static_cast<int32_t>(context.options.block_tokens),
+      .dtype = context.kv_dtype,
+      .representative = context.options.representative};
   INFLLM_ASSIGN_OR_RETURN(
       const memstore::ContextId id,
       context.store->Create({.tenant = "", .model = context.fingerprint, .geometry = geometry}));
