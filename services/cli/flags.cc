@@ -43,8 +43,6 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   flags.cache_policy = Name(a.cache_policy);
   flags.scoring = Name(a.scoring);
   flags.representatives = Name(a.representative);
-  flags.selection = Name(a.selection);
-  flags.far_positions = Name(a.far_positions);
 
   const auto choice = [&](const char* name, std::string& value, const char* help,
                           std::vector<std::string> names) {
@@ -110,9 +108,9 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   number("--n-init", a.n_init, "tokens kept from the start of the text (sinks)");
   number("--n-local", a.n_local, "tokens of the sliding window");
   number("--block-tokens", a.block_tokens, "tokens per memory block");
-  number("--top-k", a.top_k, "blocks retrieved per exec block and layer (see --selection)");
+  number("--top-k", a.top_k, "blocks retrieved per exec block and layer");
   number("--repr-top-k", a.repr_top_k,
-         "tokens of a block whose keys make its representatives, unless those are bounds");
+         "tokens of a block whose keys make its --representatives mean-key");
   number("--exec-block", a.exec_block, "prefill tokens that share one retrieval");
   number("--cache-blocks", a.cache_blocks, "retrieved blocks kept per layer on the device");
   choice("--cache-policy", flags.cache_policy, "which cached block goes first", {"lru", "lru-s"})
@@ -123,18 +121,8 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
       ->group(method);
   choice("--representatives", flags.representatives,
          "what stands for a block: the mean of its --repr-top-k keys that drew most attention (the "
-         "paper's), each of those keys, or the bounds of all its keys (Quest)",
-         {"mean-key", "keys", "bounds"})
-      ->group(method);
-  choice("--selection", flags.selection,
-         "layer: all heads read the same --top-k blocks; kv-head: each KV head its own, which "
-         "needs --cache-blocks of at least --top-k times KV heads",
-         {"layer", "kv-head"})
-      ->group(method);
-  choice("--far-positions", flags.far_positions,
-         "shared: sinks and retrieved blocks all stand at distance --n-local - 1; sequential: one "
-         "after the other in text order, up to where the near text begins",
-         {"shared", "sequential"})
+         "paper's), or the bounds of all its keys (Quest)",
+         {"mean-key", "bounds"})
       ->group(method);
   choice("--compat", flags.compat,
          "reference: double counting as in the published code, for parity runs; needs "
@@ -151,8 +139,6 @@ worker::AttentionOptions ResolveAttention(const RuntimeFlags& flags) {
   options.cache_policy = *worker::ParseCachePolicy(flags.cache_policy);
   options.scoring = *worker::ParseScoring(flags.scoring);
   options.representative = *worker::ParseRepresentativeKind(flags.representatives);
-  options.selection = *worker::ParseSelectionUnit(flags.selection);
-  options.far_positions = *worker::ParseFarPositions(flags.far_positions);
   options.compat_reference = flags.compat == "reference";
   return options;
 }

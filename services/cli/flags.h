@@ -29,8 +29,6 @@ struct RuntimeFlags {
   std::string cache_policy{worker::Name(attention.cache_policy)};
   std::string scoring{worker::Name(attention.scoring)};
   std::string representatives{worker::Name(attention.representative)};
-  std::string selection{worker::Name(attention.selection)};
-  std::string far_positions{worker::Name(attention.far_positions)};
   std::string compat = "none";
   bool json = false;
 };

@@ -22,9 +22,7 @@ MethodSettings Paper(const char* n_local, const char* top_k, const char* cache_b
           {"exec-block", "512"},
           {"cache-blocks", cache_blocks},
           {"scoring", "mean"},
-          {"representatives", "mean-key"},
-          {"selection", "layer"},
-          {"far-positions", "shared"}};
+          {"representatives", "mean-key"}};
 }
 
 absl::StatusOr<MethodSettings> Recommended(const std::string& model) {

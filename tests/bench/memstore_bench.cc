@@ -231,22 +231,20 @@ class SelectHit {
   std::vector<int64_t> have_;
 };
 
-void SelectHitBench(benchmark::State& state, kernels::DType dtype, bool per_kv_head) {
+void SelectHitBench(benchmark::State& state, kernels::DType dtype) {
   SelectHit fixture(dtype);
   // The k best, as a worker's cache would hold them.
-  const SelectRequest all{
-      .query = fixture.query(), .k = 16, .per_kv_head = per_kv_head, .have = fixture.have_};
+  const SelectRequest all{.query = fixture.query(), .k = 16, .have = fixture.have_};
   std::vector<int64_t> have;
   for (const auto& block : Check(fixture.store_->Select(fixture.id_, 0, all)).blocks) {
     have.push_back(block.index);
   }
-  const SelectRequest request{
-      .query = fixture.query(), .k = 16, .per_kv_head = per_kv_head, .have = have};
+  const SelectRequest request{.query = fixture.query(), .k = 16, .have = have};
   double scan_seconds = 0, select_seconds = 0;
   for (auto _ : state) {
     const Stopwatch scan;
     benchmark::DoNotOptimize(
-        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean, per_kv_head, {})));
+        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean)));
     scan_seconds += scan.Seconds();
     const Stopwatch watch;
     benchmark::DoNotOptimize(Check(fixture.store_->Select(fixture.id_, 0, request)));
@@ -361,16 +359,12 @@ BENCHMARK(ColdGet)
     ->ArgsProduct({{4096, 65536, 524288}, {1, kGetKeys}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(SelectHitBench, f32, kernels::DType::kF32, false)
+BENCHMARK_CAPTURE(SelectHitBench, f32, kernels::DType::kF32)
     ->Name("select_hit/f32")
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(SelectHitBench, bf16, kernels::DType::kBF16, false)
+BENCHMARK_CAPTURE(SelectHitBench, bf16, kernels::DType::kBF16)
     ->Name("select_hit/bf16")
-    ->UseManualTime()
-    ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(SelectHitBench, bf16_per_kv_head, kernels::DType::kBF16, true)
-    ->Name("select_hit/bf16/per_kv_head")
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK(SelectSmall)

@@ -32,8 +32,6 @@ using kernels::ScoreBlocksArgs;
 using kernels::Scoring;
 using kernels::ThreadPool;
 
-constexpr int64_t kTop = 4;
-
 ThreadPool& Pool() {
   static ThreadPool pool;
   return pool;
@@ -51,11 +49,10 @@ struct Selection {
   RepresentativeKind kind;
   Scoring scoring;
   DType dtype;
-  bool per_kv_head;
 };
 
 void RunScoreBlocks(benchmark::State& state, const Layer& layer, const Selection& selection) {
-  const RepresentativeShape shape = ShapeOf(selection.kind, kTop, layer.q_heads, layer.kv_heads);
+  const RepresentativeShape shape = ShapeOf(selection.kind, layer.q_heads, layer.kv_heads);
   const int64_t blocks = layer.elements / (shape.rows() * layer.head_dim);
   const std::vector<float> query = Random(layer.q_heads * layer.head_dim, 1);
   std::vector<float> data = Random(layer.elements / (selection.dtype == DType::kBF16 ? 2 : 1), 2);
@@ -72,14 +69,12 @@ void RunScoreBlocks(benchmark::State& state, const Layer& layer, const Selection
   args.chunks = {&chunk, 1};
   args.kind = selection.kind;
   args.dtype = selection.dtype;
-  args.slots = shape.slots;
   args.q_heads = layer.q_heads;
   args.kv_heads = layer.kv_heads;
   args.head_dim = layer.head_dim;
-  args.groups = selection.per_kv_head ? layer.kv_heads : 1;
   args.scale = 1 / std::sqrt(static_cast<float>(layer.head_dim));
   args.scoring = selection.scoring;
-  std::vector<float> scores(static_cast<size_t>(args.groups * blocks));
+  std::vector<float> scores(static_cast<size_t>(blocks));
   args.out = scores.data();
   const double bandwidth = ReadBandwidth(Pool());
   const double seconds = BestSeconds(state, [&] { return backend->ScoreBlocks(args); });
@@ -90,7 +85,7 @@ void RunScoreBlocks(benchmark::State& state, const Layer& layer, const Selection
   state.counters["of_bandwidth"] = bytes / seconds / bandwidth;
 }
 
-// The queries of a chunk's exec blocks, announced together, against one call for each.
+// Several queries in one call, against one call for each.
 void RunQueriesAtOnce(benchmark::State& state) {
   constexpr int64_t kHeads = 8, kDim = 128, kElements = int64_t{64} << 20;
   const int64_t queries = state.range(0), blocks = kElements / (2 * kHeads * kDim);
@@ -105,7 +100,6 @@ void RunQueriesAtOnce(benchmark::State& state) {
   args.out = scores.data();
   args.kind = RepresentativeKind::kBounds;
   args.dtype = DType::kBF16;
-  args.slots = 2;
   args.q_heads = args.kv_heads = kHeads;
   args.head_dim = kDim;
   ScoreBlocksArgs together = args;
@@ -136,10 +130,10 @@ void RunTopK(benchmark::State& state) {
 BENCHMARK(RunTopK)->Name("topk")->Args({16 << 10, 16})->Args({1 << 20, 96})->UseRealTime();
 
 void Register(const Layer& layer, const Selection& selection) {
-  const std::string name =
-      "score/" + std::string(layer.name) + "/" + std::string(selection.kind_name) +
-      (selection.scoring == Scoring::kMean ? "/mean" : "/head_vote") +
-      (selection.per_kv_head ? "/kv_head/" : "/layer/") + std::string(Name(selection.dtype));
+  const std::string name = "score/" + std::string(layer.name) + "/" +
+                           std::string(selection.kind_name) +
+                           (selection.scoring == Scoring::kMean ? "/mean/" : "/head_vote/") +
+                           std::string(Name(selection.dtype));
   benchmark::RegisterBenchmark(
       name.c_str(), [=](benchmark::State& state) { RunScoreBlocks(state, layer, selection); })
       ->UseRealTime()
@@ -149,19 +143,16 @@ void Register(const Layer& layer, const Selection& selection) {
 void RegisterAll() {
   const Layer mistral = {"h32_kv8_d128", int64_t{64} << 20, 32, 8, 128};  // in no cache
   for (const auto& [name, kind] : {std::pair{"mean_key", RepresentativeKind::kMeanKey},
-                                   {"keys", RepresentativeKind::kKeys},
                                    {"bounds", RepresentativeKind::kBounds}}) {
     for (const Scoring scoring : {Scoring::kMean, Scoring::kHeadVote}) {
-      for (const bool per_kv_head : {false, true}) {
-        for (const DType dtype : {DType::kF32, DType::kBF16}) {
-          Register(mistral, {name, kind, scoring, dtype, per_kv_head});
-        }
+      for (const DType dtype : {DType::kF32, DType::kBF16}) {
+        Register(mistral, {name, kind, scoring, dtype});
       }
     }
   }
   const Layer small = {"h8_kv8_d8", int64_t{1} << 20, 8, 8, 8};
   for (const Scoring scoring : {Scoring::kMean, Scoring::kHeadVote}) {
-    Register(small, {"mean_key", RepresentativeKind::kMeanKey, scoring, DType::kF32, false});
+    Register(small, {"mean_key", RepresentativeKind::kMeanKey, scoring, DType::kF32});
   }
 }
 

@@ -70,10 +70,10 @@ TEST_F(CliTest, HelpTellsFlagsUnitsAndDefaults) {
     const Result result = Run({command, "--help"});
     EXPECT_EQ(result.status, 0);
     for (const char* flag :
-         {"--policy",  "--rope-scaling",    "--n-init",     "--n-local",       "--block-tokens",
-          "--top-k",   "--repr-top-k",      "--exec-block", "--cache-blocks",  "--cache-policy",
-          "--scoring", "--representatives", "--selection",  "--far-positions", "--device",
-          "--dtype",   "--threads",         "--memstore",   "--ram-bytes",     "--cold-dir"}) {
+         {"--policy", "--rope-scaling", "--n-init", "--n-local", "--block-tokens", "--top-k",
+          "--repr-top-k", "--exec-block", "--cache-blocks", "--cache-policy", "--scoring",
+          "--representatives", "--device", "--dtype", "--threads", "--memstore", "--ram-bytes",
+          "--cold-dir"}) {
       EXPECT_THAT(result.out, HasSubstr(flag)) << command;
     }
     EXPECT_THAT(result.out, AllOf(HasSubstr("tokens"), HasSubstr("4096"), HasSubstr("4GiB")));
@@ -89,8 +89,6 @@ TEST_F(CliTest, WrongUsageIsStatusTwoAndNamesTheFlag) {
            {{"generate", "--model", kModel, "--policy", "magic"}, "--policy"},
            {{"generate", "--model", kModel, "--n-local", "many"}, "--n-local"},
            {{"generate", "--model", kModel, "--representatives", "all"}, "--representatives"},
-           {{"generate", "--model", kModel, "--selection", "head"}, "--selection"},
-           {{"generate", "--model", kModel, "--far-positions", "own"}, "--far-positions"},
            {{"generate", "--model", kModel, "--no-such-flag"}, "no-such-flag"}}) {
     const Result result = Run(arguments);
     EXPECT_EQ(result.status, 2) << what;
@@ -117,11 +115,8 @@ TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
             "999999"},
            {{"generate", "--model", kModel, "--prompt", "x", "--exec-block", "5000"},
             "exec-block is 5000"},
-           {{"generate", "--model", kModel, "--prompt", "x", "--selection", "kv-head"},
-            "top-k x KV heads with selection kv-head, which is 64 x 4 = 256"},
-           {{"generate", "--model", kModel, "--prompt", "x", "--far-positions", "sequential",
-             "--representatives", "mean-key", "--compat", "reference"},
-            "far-positions is sequential"},
+           {{"generate", "--model", kModel, "--prompt", "x", "--compat", "reference"},
+            "representatives is bounds, must be mean-key"},
            {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "lots"}, "lots"},
            {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "1MiB"},
             "--ram-bytes is 1 MiB"},
@@ -237,35 +232,30 @@ TEST_F(CliTest, AnswersDoNotDependOnTheMemoryStore) {
   EXPECT_EQ(daemon.Wait(), 0);
 }
 
-// While every block is retrieved, sequential positions are those of full attention. Else every
-// option makes a difference, the same one wherever the far blocks lie.
+// Every option makes a difference, the same one wherever the far blocks lie.
 TEST_F(CliTest, ScoresWithTheOptionsOfTheMemory) {
   const std::string text = dir_.Write("text", StoryText(10));
-  const auto nll = [&](int top_k, const std::string& option, const std::string& memstore = "") {
+  const auto nll = [&](const std::string& option, const std::string& memstore = "") {
     std::vector<std::string> score = {
-        "score",           "--model",          kModel,       "--text",       text,
-        "--json",          "--dtype=f32",      "--n-init=8", "--n-local=64", "--repr-top-k=2",
-        "--exec-block=32", "--block-tokens=16"};
-    score.push_back("--top-k=" + std::to_string(top_k));
-    score.push_back("--cache-blocks=" + std::to_string(4 * top_k));  // the model has 4 KV heads
+        "score",           "--model",           kModel,       "--text",          text,
+        "--json",          "--dtype=f32",       "--n-init=8", "--n-local=64",    "--repr-top-k=2",
+        "--exec-block=32", "--block-tokens=16", "--top-k=4",  "--cache-blocks=8"};
     score.push_back(option);
     if (!memstore.empty()) score.push_back("--memstore=" + memstore);
     const Result result = Run(score);
     EXPECT_EQ(result.status, 0) << result.err;
     return result.json().at("nll").get<double>();
   };
-  const double full = nll(4, "--policy=full"), infllm = nll(4, "--policy=infllm");
+  const double full = nll("--policy=full"), infllm = nll("--policy=infllm");
   EXPECT_GT(std::abs(infllm - full), 1e-4);
-  EXPECT_NEAR(nll(100, "--far-positions=sequential"), full, 1e-5);
 
   const std::string endpoint = "unix:" + dir_.path() + "/store";
   Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--cold-dir", dir_.file("cold")});
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
-  for (const char* option : {"--representatives=keys", "--representatives=mean-key",
-                             "--selection=kv-head", "--far-positions=sequential"}) {
-    const double changed = nll(4, option);
+  for (const char* option : {"--representatives=mean-key", "--scoring=head-vote", "--top-k=3"}) {
+    const double changed = nll(option);
     EXPECT_NE(changed, infllm) << option;
-    EXPECT_EQ(nll(4, option, endpoint), changed) << option;
+    EXPECT_EQ(nll(option, endpoint), changed) << option;
   }
   daemon.Signal(SIGTERM);
   EXPECT_EQ(daemon.Wait(), 0);

@@ -253,33 +253,12 @@ INSTANTIATE_TEST_SUITE_P(
                    "block-tokens is 32"},
         BadOptions{"CacheBelowTopK", [](auto& o) { o.top_k = 129; }, "cache-blocks is 128",
                    "top-k, which is 129"},
-        BadOptions{"CacheBelowTheTopKOfAllKvHeads",
-                   [](auto& o) {
-                     o.selection = SelectionUnit::kKvHead;
-                     o.top_k = 65;
-                   },
-                   "cache-blocks is 128",
-                   "top-k x KV heads with selection kv-head, which is 65 x 2 = 130"},
         BadOptions{"TopKAboveARequest",
                    [](auto& o) {
                      o.top_k = 65537;
                      o.cache_blocks = 1 << 20;
                    },
                    "top-k is 65537", "[0, 65536]"},
-        BadOptions{"TopKOfAllKvHeadsAboveARequest",
-                   [](auto& o) {
-                     o.selection = SelectionUnit::kKvHead;
-                     o.top_k = 32769;
-                     o.cache_blocks = 1 << 20;
-                   },
-                   "top-k is 32769", "at most 32768 with selection kv-head"},
-        BadOptions{"KeysAboveTheirLimit",
-                   [](auto& o) {
-                     o.representative = kernels::RepresentativeKind::kKeys;
-                     o.block_tokens = 128;
-                     o.repr_top_k = 65;
-                   },
-                   "repr-top-k is 65", "at most 64 with representatives keys"},
         BadOptions{"CompatScoring",
                    [](auto& o) {
                      o.compat_reference = true;
@@ -293,20 +272,6 @@ INSTANTIATE_TEST_SUITE_P(
                      o.representative = kernels::RepresentativeKind::kBounds;
                    },
                    "representatives is bounds", "must be mean-key with compat reference"},
-        BadOptions{"CompatSelection",
-                   [](auto& o) {
-                     o.compat_reference = true;
-                     o.representative = kernels::RepresentativeKind::kMeanKey;
-                     o.selection = SelectionUnit::kKvHead;
-                   },
-                   "selection is kv-head", "must be layer with compat reference"},
-        BadOptions{"CompatFarPositions",
-                   [](auto& o) {
-                     o.compat_reference = true;
-                     o.representative = kernels::RepresentativeKind::kMeanKey;
-                     o.far_positions = FarPositions::kSequential;
-                   },
-                   "far-positions is sequential", "must be shared with compat reference"},
         BadOptions{"Decay",
                    [](auto& o) {
                      o.cache_policy = CachePolicy::kLruS;
@@ -328,23 +293,9 @@ TEST(AttentionOptionsTest, WindowMustFitTheModelsSlidingWindow) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("1024")));
 }
 
-TEST(AttentionOptionsTest, SelectionPerKvHeadHasALimitOfHeads) {
-  AttentionOptions options;
-  options.top_k = 1;
-  options.cache_blocks = 100;
-  EXPECT_OK(options.Validate(TinyModel(65, 65)));
-  options.selection = SelectionUnit::kKvHead;
-  EXPECT_OK(options.Validate(TinyModel(64, 64)));
-  EXPECT_THAT(options.Validate(TinyModel(65, 65)),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       AllOf(HasSubstr("at most 64 KV heads"), HasSubstr("has 65"))));
-}
-
 // What the method does not use is not looked at, so that one set of flags serves all policies.
 TEST(AttentionOptionsTest, OtherPoliciesIgnoreTheOptionsOfTheMemory) {
   AttentionOptions options;
-  options.selection = SelectionUnit::kKvHead;
-  options.far_positions = FarPositions::kSequential;
   options.cache_blocks = 1;
   options.compat_reference = true;
   for (const PolicyKind policy :
@@ -356,19 +307,10 @@ TEST(AttentionOptionsTest, OtherPoliciesIgnoreTheOptionsOfTheMemory) {
 
 TEST(AttentionOptionsTest, NamesAreReadBack) {
   using kernels::RepresentativeKind;
-  for (const auto kind :
-       {RepresentativeKind::kMeanKey, RepresentativeKind::kKeys, RepresentativeKind::kBounds}) {
+  for (const auto kind : {RepresentativeKind::kMeanKey, RepresentativeKind::kBounds}) {
     EXPECT_EQ(ParseRepresentativeKind(Name(kind)), kind);
   }
-  for (const auto unit : {SelectionUnit::kLayer, SelectionUnit::kKvHead}) {
-    EXPECT_EQ(ParseSelectionUnit(Name(unit)), unit);
-  }
-  for (const auto positions : {FarPositions::kShared, FarPositions::kSequential}) {
-    EXPECT_EQ(ParseFarPositions(Name(positions)), positions);
-  }
   EXPECT_EQ(ParseRepresentativeKind("mean"), std::nullopt);
-  EXPECT_EQ(ParseSelectionUnit("head"), std::nullopt);
-  EXPECT_EQ(ParseFarPositions(""), std::nullopt);
 }
 
 }  // namespace

@@ -94,22 +94,17 @@ class Oracle {
       return bound;
     }
     const auto& mass = mass_[static_cast<size_t>(h)];
-    Vector dots;
+    double sum = 0;
     for (const int64_t token : Largest(
              Vector(mass.begin() + begin, mass.begin() + begin + o_.block_tokens), o_.repr_top_k)) {
-      dots.push_back(Dot(q, Key(begin + token, g)));
+      sum += Dot(q, Key(begin + token, g));
     }
-    if (o_.representative == kernels::RepresentativeKind::kKeys) {
-      return *std::max_element(dots.begin(), dots.end());
-    }
-    return std::accumulate(dots.begin(), dots.end(), 0.0) / static_cast<double>(dots.size());
+    return sum / static_cast<double>(o_.repr_top_k);
   }
 
-  // The best blocks of the query heads [first, end).
-  std::vector<int64_t> Select(int64_t begin, int64_t end, int64_t blocks, int64_t first_head,
-                              int64_t end_head) const {
+  OracleRetrieval Retrieve(int64_t begin, int64_t end, int64_t blocks) const {
     Vector scores(static_cast<size_t>(blocks), 0.0);
-    for (int64_t h = first_head; h < end_head; ++h) {
+    for (int64_t h = 0; h < model_.q_heads; ++h) {
       Vector mean(static_cast<size_t>(model_.head_dim), 0.0);
       for (int64_t i = begin; i < end; ++i) {
         const Vector q = Rotated(Query(i, h), o_.n_local - 1);
@@ -123,28 +118,8 @@ class Oracle {
       }
       for (size_t b = 0; b < votes.size(); ++b) scores[b] += votes[b];
     }
-    return Largest(scores, o_.top_k);
-  }
-
-  OracleRetrieval Retrieve(int64_t begin, int64_t end, int64_t blocks) const {
-    std::vector<uint64_t> selecting(static_cast<size_t>(blocks), 0);
-    if (o_.selection == SelectionUnit::kLayer) {
-      for (const int64_t b : Select(begin, end, blocks, 0, model_.q_heads)) {
-        selecting[static_cast<size_t>(b)] = ~uint64_t{0};
-      }
-    } else {
-      for (int64_t g = 0; g < model_.kv_heads; ++g) {
-        for (const int64_t b : Select(begin, end, blocks, g * group_, (g + 1) * group_)) {
-          selecting[static_cast<size_t>(b)] |= uint64_t{1} << g;
-        }
-      }
-    }
-    OracleRetrieval result{.position = begin};
-    for (int64_t b = 0; b < blocks; ++b) {
-      if (selecting[static_cast<size_t>(b)] == 0) continue;
-      result.blocks.push_back(b);
-      result.kv_heads.push_back(selecting[static_cast<size_t>(b)]);
-    }
+    OracleRetrieval result{.position = begin, .blocks = Largest(scores, o_.top_k)};
+    std::sort(result.blocks.begin(), result.blocks.end());
     result.mass.assign(result.blocks.size(), 0.0);
     return result;
   }
@@ -154,28 +129,17 @@ class Oracle {
     bool near = false;
     std::optional<size_t> selected;  // which block of the retrieval
   };
-  // What KV head g of query i sees of key j.
-  std::optional<Seen> See(int64_t i, int64_t j, int64_t g, int64_t blocks,
+  // What query i sees of key j.
+  std::optional<Seen> See(int64_t i, int64_t j, int64_t blocks,
                           const OracleRetrieval& retrieval) const {
     if (i - j < o_.n_local) return Seen{.distance = i - j, .near = true};
-    const bool shared = o_.far_positions == FarPositions::kShared;
-    const int64_t base = BlockBegin(blocks);  // where the remainder begins
-    if (j >= base) return Seen{.distance = shared ? o_.n_local - 1 : i - j};
-    // The row of far tokens that ends before `base`: all sinks, then the selected blocks.
-    const int64_t selected = static_cast<int64_t>(retrieval.blocks.size());
-    const int64_t row = o_.n_init + selected * o_.block_tokens;
-    Seen seen;
-    int64_t place = j;
-    if (j >= o_.n_init) {
+    Seen seen{.distance = o_.n_local - 1};
+    if (j >= o_.n_init && j < BlockBegin(blocks)) {
       const int64_t block = (j - o_.n_init) / o_.block_tokens;
       const auto at = std::find(retrieval.blocks.begin(), retrieval.blocks.end(), block);
       if (at == retrieval.blocks.end()) return std::nullopt;
       seen.selected = static_cast<size_t>(at - retrieval.blocks.begin());
-      if ((retrieval.kv_heads[*seen.selected] >> g & 1) == 0) return std::nullopt;
-      place = o_.n_init + static_cast<int64_t>(*seen.selected) * o_.block_tokens +
-              (j - BlockBegin(block));
     }
-    seen.distance = shared ? o_.n_local - 1 : i - (base - row + place);
     return seen;
   }
 
@@ -194,7 +158,7 @@ class Oracle {
     std::vector<std::pair<int64_t, Seen>> keys;
     Vector p;
     for (int64_t j = 0; j <= i; ++j) {
-      const std::optional<Seen> seen = See(i, j, h / group_, blocks, retrieval);
+      const std::optional<Seen> seen = See(i, j, blocks, retrieval);
       if (!seen.has_value()) {
         ++run_.unseen;
         continue;

@@ -12,12 +12,11 @@
 namespace infllm::worker {
 
 struct OracleRetrieval {
-  int64_t position = 0;            // of the exec block's first query
-  std::vector<int64_t> blocks;     // ascending
-  std::vector<uint64_t> kv_heads;  // parallel: SelectedBlock::kv_heads
-  std::vector<double> mass;        // parallel: probability drawn, over heads, queries and tokens
+  int64_t position = 0;         // of the exec block's first query
+  std::vector<int64_t> blocks;  // ascending
+  std::vector<double> mass;     // parallel: probability drawn, over heads, queries and tokens
   bool operator==(const OracleRetrieval& other) const {
-    return position == other.position && blocks == other.blocks && kv_heads == other.kv_heads;
+    return position == other.position && blocks == other.blocks;
   }
 };
 

@@ -1,4 +1,4 @@
-// Representatives, selection per KV head and far positions: every combination against plain loops.
+// Representatives and scorings: every combination against plain loops.
 #include <algorithm>
 #include <map>
 #include <memory>
@@ -21,31 +21,30 @@ namespace {
 using kernels::RepresentativeKind;
 using kernels::Scoring;
 
-AttentionOptions Variant(RepresentativeKind representative, SelectionUnit selection,
-                         FarPositions positions) {
+AttentionOptions Variant(RepresentativeKind representative, Scoring scoring) {
   AttentionOptions options = SmallOptions(PolicyKind::kInfLlm);
-  options.cache_blocks = 2 * options.top_k;  // just what 2 KV heads may select
   options.representative = representative;
-  options.selection = selection;
-  options.far_positions = positions;
+  options.scoring = scoring;
   return options;
 }
 
 std::string Describe(const AttentionOptions& o) {
   std::string text;
   for (const std::string_view part :
-       {Name(o.representative), Name(o.selection), Name(o.scoring), Name(o.far_positions),
-        Name(o.rope_scaling), Name(o.cache_policy)}) {
+       {Name(o.representative), Name(o.scoring), Name(o.rope_scaling), Name(o.cache_policy)}) {
     text.append(part).append(" ");
   }
   return text + "n_init " + std::to_string(o.n_init) + " exec " + std::to_string(o.exec_block);
 }
 
-// One of each, and all that selection per head and sequential positions touch at once.
-std::vector<AttentionOptions> SomeVariants() {
-  return {Variant(RepresentativeKind::kMeanKey, SelectionUnit::kLayer, FarPositions::kSequential),
-          Variant(RepresentativeKind::kKeys, SelectionUnit::kKvHead, FarPositions::kShared),
-          Variant(RepresentativeKind::kBounds, SelectionUnit::kKvHead, FarPositions::kSequential)};
+std::vector<AttentionOptions> Variants() {
+  std::vector<AttentionOptions> variants;
+  for (const auto representative : {RepresentativeKind::kMeanKey, RepresentativeKind::kBounds}) {
+    for (const auto scoring : {Scoring::kMean, Scoring::kHeadVote}) {
+      variants.push_back(Variant(representative, scoring));
+    }
+  }
+  return variants;
 }
 
 class InfLlmVariantsTest : public AttentionPolicyTest {
@@ -68,7 +67,6 @@ class InfLlmVariantsTest : public AttentionPolicyTest {
           retrieval.position = position;
           for (const memstore::SelectedBlock& block : blocks) {
             retrieval.blocks.push_back(block.index);
-            retrieval.kv_heads.push_back(block.kv_heads);
           }
         });
     outcome.out = Feed(model, **state, s, 0, s.tokens, chunk);
@@ -91,23 +89,11 @@ class InfLlmVariantsTest : public AttentionPolicyTest {
 TEST_P(InfLlmVariantsTest, EveryCombinationIsWhatItsDefinitionSays) {
   const ModelConfig model = TinyModel();
   const Sequence s = RandomSequence(model, 160, 21);
-  for (const auto representative :
-       {RepresentativeKind::kMeanKey, RepresentativeKind::kKeys, RepresentativeKind::kBounds}) {
-    for (const auto selection : {SelectionUnit::kLayer, SelectionUnit::kKvHead}) {
-      for (const auto positions : {FarPositions::kShared, FarPositions::kSequential}) {
-        for (const auto scoring : {Scoring::kMean, Scoring::kHeadVote}) {
-          AttentionOptions options = Variant(representative, selection, positions);
-          options.scoring = scoring;
-          ExpectMatchesTheOracle(model, options, s, 16);
-        }
-      }
-    }
-  }
+  for (const AttentionOptions& options : Variants()) ExpectMatchesTheOracle(model, options, s, 16);
 }
 
 TEST_P(InfLlmVariantsTest, VariantsHoldForOtherShapesStepsAndScalings) {
-  for (AttentionOptions variant : SomeVariants()) {
-    variant.cache_blocks = 4 * variant.top_k;
+  for (AttentionOptions variant : Variants()) {
     for (const auto& [q_heads, kv_heads, head_dim] :
          {std::tuple{2, 2, 8}, {8, 4, 24}, {3, 1, 32}}) {
       const ModelConfig model = TinyModel(q_heads, kv_heads, head_dim);
@@ -131,67 +117,17 @@ TEST_P(InfLlmVariantsTest, VariantsHoldForOtherShapesStepsAndScalings) {
   }
 }
 
-// Ten times the window: the distances are the true ones, so nothing is left of the method.
-TEST_P(InfLlmVariantsTest, SequentialIsCausalAttentionWhileNothingIsDropped) {
-  const ModelConfig model = TinyModel();
-  const Sequence s = RandomSequence(model, 240, 24);
-  const auto expected = OracleAttention(model, s, TrueDistance());
-  for (const SelectionUnit selection : {SelectionUnit::kLayer, SelectionUnit::kKvHead}) {
-    for (const auto& [n_init, exec_block, chunk] :
-         {std::tuple{4, 8, 16}, {0, 24, 240}, {37, 8, 40}, {13, 1, 1}, {4, 5, 35}}) {
-      AttentionOptions options = SmallOptions(PolicyKind::kInfLlm);
-      options.n_init = n_init;
-      options.exec_block = exec_block;
-      options.selection = selection;
-      options.far_positions = FarPositions::kSequential;
-      options.top_k = 100;
-      options.cache_blocks = 200;
-      EXPECT_LT(MaxDifference(Run(model, options, s, chunk), expected), kTolerance)
-          << Describe(options);
-    }
-  }
-}
-
-TEST_P(InfLlmVariantsTest, SequentialIsTheFullPolicyUnderEveryScaling) {
-  const ModelConfig model = TinyModel();
-  const Sequence s = RandomSequence(model, 400, 25);
-  for (const RopeScaling scaling : {RopeScaling::kNone, RopeScaling::kLinear, RopeScaling::kNtk}) {
-    AttentionOptions options = SmallOptions(PolicyKind::kInfLlm);
-    options.rope_scaling = scaling;
-    options.far_positions = FarPositions::kSequential;
-    options.top_k = 100;
-    options.cache_blocks = 100;
-    AttentionOptions full = options;
-    full.policy = PolicyKind::kFull;
-    EXPECT_LT(MaxDifference(Run(model, options, s, 40), Run(model, full, s, 40)), kTolerance)
-        << Name(scaling);
-  }
-}
-
-TEST_P(InfLlmVariantsTest, HeadsThatSelectAllBlocksAreALayerThatDoes) {
-  const ModelConfig model = TinyModel();
-  const Sequence s = RandomSequence(model, 200, 26);
-  for (const FarPositions positions : {FarPositions::kShared, FarPositions::kSequential}) {
-    AttentionOptions options = Variant(RepresentativeKind::kKeys, SelectionUnit::kLayer, positions);
-    options.top_k = 100;
-    options.cache_blocks = 200;
-    const auto expected = Run(model, options, s, 40);
-    options.selection = SelectionUnit::kKvHead;
-    EXPECT_EQ(Run(model, options, s, 40), expected);
-  }
-}
-
 TEST_P(InfLlmVariantsTest, ChunksCachesAndTiersDoNotChangeResults) {
   const ModelConfig model = TinyModel();
   const Sequence s = RandomSequence(model, 400, 27);
-  for (AttentionOptions options : SomeVariants()) {
+  for (AttentionOptions options : Variants()) {
     SCOPED_TRACE(Describe(options));
     const auto expected = Run(model, options, s, 64);
     EXPECT_LT(MaxDifference(Run(model, options, s, 400), expected), kTolerance);
     EXPECT_LT(MaxDifference(Run(model, options, s, 8), expected), kTolerance);
     const int64_t payload = 2 * model.kv_heads * options.block_tokens * model.head_dim * 4;
     for (const CachePolicy policy : {CachePolicy::kLru, CachePolicy::kLruS}) {
-      for (const int64_t cache_blocks : {6, 7, 100}) {
+      for (const int64_t cache_blocks : {3, 4, 100}) {
         options.cache_policy = policy;
         options.cache_blocks = cache_blocks;
         // Room for little more than what the cache pins.
@@ -207,7 +143,7 @@ TEST_P(InfLlmVariantsTest, ForksContinueAsIfTheyHadReadItAll) {
   const ModelConfig model = TinyModel();
   const Sequence s = RandomSequence(model, 320, 28);
   const Sequence other = RandomSequence(model, 320, 29);
-  for (AttentionOptions options : SomeVariants()) {
+  for (AttentionOptions options : Variants()) {
     SCOPED_TRACE(Describe(options));
     options.cache_policy = CachePolicy::kLruS;
     const auto policy = Policy(model, options);
@@ -231,37 +167,16 @@ TEST_P(InfLlmVariantsTest, ForksContinueAsIfTheyHadReadItAll) {
 TEST_P(InfLlmVariantsTest, Bf16StaysCloseToF32) {
   const ModelConfig model = TinyModel(4, 2, 10);
   const Sequence s = RandomSequence(model, 120, 30);
-  for (AttentionOptions options : SomeVariants()) {
+  for (AttentionOptions options : Variants()) {
     SCOPED_TRACE(Describe(options));
     options.top_k = 100;
-    options.cache_blocks = 200;
+    options.cache_blocks = 100;
     options.block_tokens = 7;
     const auto policy = Policy(model, options, kernels::DType::kBF16);
     ASSERT_OK_AND_ASSIGN(const auto state, policy->NewState());
     const auto bf16 = Feed(model, *state, s, 0, s.tokens, 16);
     EXPECT_LT(MaxDifference(bf16, Run(model, options, s, 16)), 0.1);
   }
-}
-
-TEST_P(InfLlmVariantsTest, EveryKvHeadSelectsTopKOfItsOwn) {
-  const ModelConfig model = TinyModel(8, 4, 16);
-  const Sequence s = RandomSequence(model, 200, 31);
-  AttentionOptions options =
-      Variant(RepresentativeKind::kKeys, SelectionUnit::kKvHead, FarPositions::kSequential);
-  options.cache_blocks = 4 * options.top_k;
-  const Outcome outcome = Observe(model, options, s, 16);
-  size_t widest = 0;
-  for (const OracleRetrieval& retrieval : outcome.retrievals) {
-    const int64_t published =
-        (retrieval.position - options.n_init - options.n_local) / options.block_tokens;
-    for (int g = 0; g < 4; ++g) {
-      EXPECT_EQ(std::count_if(retrieval.kv_heads.begin(), retrieval.kv_heads.end(),
-                              [&](uint64_t mask) { return (mask >> g & 1) != 0; }),
-                std::min(options.top_k, published));
-    }
-    widest = std::max(widest, retrieval.blocks.size());
-  }
-  EXPECT_GT(widest, static_cast<size_t>(options.top_k));
 }
 
 // lru-s by its definition (paper sec. 3.2): (hits, misses) of a cache of `capacity` blocks.
@@ -291,14 +206,14 @@ std::pair<int64_t, int64_t> SimulateLruS(const std::vector<OracleRetrieval>& ret
   return {hits, misses};
 }
 
-TEST_P(InfLlmVariantsTest, LruSScoresBlocksByWhatAllTheirHeadsDrew) {
-  const ModelConfig model = TinyModel(8, 4, 16);  // so that some but not all heads share blocks
+TEST_P(InfLlmVariantsTest, LruSScoresBlocksByWhatTheyDrew) {
+  const ModelConfig model = TinyModel();
   const Sequence s = RandomSequence(model, 400, 32);
-  for (AttentionOptions options : SomeVariants()) {
+  for (AttentionOptions options : Variants()) {
     options.cache_policy = CachePolicy::kLruS;
     options.score_decay = 0.9;
     const std::vector<OracleRetrieval> retrievals = OracleInfLlm(model, options, s).retrievals;
-    for (const int64_t cache_blocks : {12, 14, 17, 20}) {
+    for (const int64_t cache_blocks : {4, 5, 8, 11}) {
       options.cache_blocks = cache_blocks;
       const auto [hits, misses] = SimulateLruS(retrievals, cache_blocks, options.score_decay);
       EXPECT_GT(hits, 0);

@@ -23,14 +23,9 @@ constexpr NameTable<CachePolicy, 2> kCaches{
     {{CachePolicy::kLru, "lru"}, {CachePolicy::kLruS, "lru-s"}}};
 constexpr NameTable<kernels::Scoring, 2> kScorings{
     {{kernels::Scoring::kMean, "mean"}, {kernels::Scoring::kHeadVote, "head-vote"}}};
-constexpr NameTable<kernels::RepresentativeKind, 3> kRepresentatives{
+constexpr NameTable<kernels::RepresentativeKind, 2> kRepresentatives{
     {{kernels::RepresentativeKind::kMeanKey, "mean-key"},
-     {kernels::RepresentativeKind::kKeys, "keys"},
      {kernels::RepresentativeKind::kBounds, "bounds"}}};
-constexpr NameTable<SelectionUnit, 2> kSelections{
-    {{SelectionUnit::kLayer, "layer"}, {SelectionUnit::kKvHead, "kv-head"}}};
-constexpr NameTable<FarPositions, 2> kFarPositions{
-    {{FarPositions::kShared, "shared"}, {FarPositions::kSequential, "sequential"}}};
 
 template <typename E, size_t N>
 std::string_view NameOf(const NameTable<E, N>& table, E value) {
@@ -58,33 +53,6 @@ absl::Status CheckRange(const char* name, T value, T low, T high) {
 // Far above any use; keeps every product of two parameters within int64.
 constexpr int64_t kMaxTokens = int64_t{1} << 24;
 
-// The blocks of one retrieval must fit in a request and in the cache.
-absl::Status ValidateSelection(const AttentionOptions& options, const ModelConfig& model) {
-  if (options.selection == SelectionUnit::kLayer) {
-    if (options.cache_blocks >= options.top_k) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat(
-        "cache-blocks is ", options.cache_blocks, ", must be at least top-k, which is ",
-        options.top_k, ": the blocks of one retrieval must fit"));
-  }
-  if (model.kv_heads > memstore::limits::kMaxSelectingKvHeads) {
-    return absl::InvalidArgumentError(absl::StrCat("selection kv-head needs a model of at most ",
-                                                   memstore::limits::kMaxSelectingKvHeads,
-                                                   " KV heads, this one has ", model.kv_heads));
-  }
-  const int64_t blocks = options.top_k * model.kv_heads;
-  if (blocks > memstore::limits::kMaxSelect) {
-    return absl::InvalidArgumentError(absl::StrCat("top-k is ", options.top_k, ", must be at most ",
-                                                   memstore::limits::kMaxSelect / model.kv_heads,
-                                                   " with selection kv-head and ", model.kv_heads,
-                                                   " KV heads"));
-  }
-  if (options.cache_blocks >= blocks) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "cache-blocks is ", options.cache_blocks,
-      ", must be at least top-k x KV heads with selection kv-head, which is ", options.top_k, " x ",
-      model.kv_heads, " = ", blocks, ": the blocks of one retrieval must fit"));
-}
-
 absl::Status ValidateCompat(const AttentionOptions& options) {
   const auto refuse = [](const char* option, std::string_view value, std::string_view only) {
     return absl::InvalidArgumentError(
@@ -99,12 +67,6 @@ absl::Status ValidateCompat(const AttentionOptions& options) {
   if (options.representative != published.representative) {
     return refuse("representatives", Name(options.representative), Name(published.representative));
   }
-  if (options.selection != published.selection) {
-    return refuse("selection", Name(options.selection), Name(published.selection));
-  }
-  if (options.far_positions != published.far_positions) {
-    return refuse("far-positions", Name(options.far_positions), Name(published.far_positions));
-  }
   return absl::OkStatus();
 }
 
@@ -115,8 +77,6 @@ std::string_view Name(RopeScaling scaling) { return NameOf(kScalings, scaling); 
 std::string_view Name(CachePolicy policy) { return NameOf(kCaches, policy); }
 std::string_view Name(kernels::Scoring scoring) { return NameOf(kScorings, scoring); }
 std::string_view Name(kernels::RepresentativeKind kind) { return NameOf(kRepresentatives, kind); }
-std::string_view Name(SelectionUnit unit) { return NameOf(kSelections, unit); }
-std::string_view Name(FarPositions positions) { return NameOf(kFarPositions, positions); }
 std::optional<PolicyKind> ParsePolicyKind(std::string_view name) {
   return ValueOf(kPolicies, name);
 }
@@ -131,12 +91,6 @@ std::optional<kernels::Scoring> ParseScoring(std::string_view name) {
 }
 std::optional<kernels::RepresentativeKind> ParseRepresentativeKind(std::string_view name) {
   return ValueOf(kRepresentatives, name);
-}
-std::optional<SelectionUnit> ParseSelectionUnit(std::string_view name) {
-  return ValueOf(kSelections, name);
-}
-std::optional<FarPositions> ParseFarPositions(std::string_view name) {
-  return ValueOf(kFarPositions, name);
 }
 
 absl::Status AttentionOptions::Validate(const ModelConfig& model) const {
@@ -174,13 +128,11 @@ absl::Status AttentionOptions::Validate(const ModelConfig& model) const {
                                                    "block-tokens is ",
                                                    block_tokens));
   }
-  if (representative == kernels::RepresentativeKind::kKeys &&
-      repr_top_k > memstore::limits::kMaxReprTopK) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "repr-top-k is ", repr_top_k, ", must be at most ", memstore::limits::kMaxReprTopK,
-        " with representatives keys, which keeps each"));
+  if (cache_blocks < top_k) {
+    return absl::InvalidArgumentError(absl::StrCat("cache-blocks is ", cache_blocks,
+                                                   ", must be at least top-k, which is ", top_k,
+                                                   ": the blocks of one retrieval must fit"));
   }
-  INFLLM_RETURN_IF_ERROR(ValidateSelection(*this, model));
   INFLLM_RETURN_IF_ERROR(CheckRange<int64_t>("cache-blocks", cache_blocks, 0, kMaxTokens));
   if (cache_policy == CachePolicy::kLruS) {
     INFLLM_RETURN_IF_ERROR(CheckRange("score-decay", score_decay, 0.0, 1.0));

@@ -27,31 +27,16 @@ enum class CachePolicy : uint8_t {
   kLru,   // the block whose last selection is oldest goes first
   kLruS,  // the block with the least decayed attention mass goes first (paper sec. 3.2)
 };
-// Whether the KV heads of a layer share one selection of blocks.
-enum class SelectionUnit : uint8_t {
-  kLayer,   // all heads read the same blocks: the paper's
-  kKvHead,  // each KV head reads its own top_k blocks
-};
-// Where sinks and retrieved blocks stand for a query.
-enum class FarPositions : uint8_t {
-  kShared,      // all at distance n_local - 1: the paper's; far keys have no order
-  kSequential,  // re-indexed: one after the other in text order, up to where the near text begins
-};
-
 std::string_view Name(PolicyKind kind);
 std::string_view Name(RopeScaling scaling);
 std::string_view Name(CachePolicy policy);
 std::string_view Name(kernels::Scoring scoring);
 std::string_view Name(kernels::RepresentativeKind kind);
-std::string_view Name(SelectionUnit unit);
-std::string_view Name(FarPositions positions);
 std::optional<PolicyKind> ParsePolicyKind(std::string_view name);
 std::optional<RopeScaling> ParseRopeScaling(std::string_view name);
 std::optional<CachePolicy> ParseCachePolicy(std::string_view name);
 std::optional<kernels::Scoring> ParseScoring(std::string_view name);
 std::optional<kernels::RepresentativeKind> ParseRepresentativeKind(std::string_view name);
-std::optional<SelectionUnit> ParseSelectionUnit(std::string_view name);
-std::optional<FarPositions> ParseFarPositions(std::string_view name);
 
 // Window, sinks, exec blocks and the number of far tokens are the paper's for Mistral-7B. The size
 // of a block and what it is known by are what README.md's study found best; the paper has 16 blocks
@@ -64,15 +49,13 @@ struct AttentionOptions {
   int64_t n_local = 4096;      // tokens of the sliding window, the query included
   int64_t block_tokens = 32;   // tokens per memory block
   int64_t top_k = 64;          // blocks retrieved per exec block
-  int64_t repr_top_k = 4;      // tokens whose keys make a representative
+  int64_t repr_top_k = 4;      // tokens whose keys make a mean key
   int64_t exec_block = 512;    // prefill tokens that share one retrieval
   int64_t cache_blocks = 128;  // retrieved blocks kept per layer in device memory
   CachePolicy cache_policy = CachePolicy::kLru;
   double score_decay = 0.1;  // of kLruS, per exec block
   kernels::Scoring scoring = kernels::Scoring::kMean;
   kernels::RepresentativeKind representative = kernels::RepresentativeKind::kBounds;
-  SelectionUnit selection = SelectionUnit::kLayer;
-  FarPositions far_positions = FarPositions::kShared;
   // Reproduces the published code where it departs from the paper: in-window tokens of an exec
   // block that are attended a second time as far ones. For parity runs only.
   bool compat_reference = false;

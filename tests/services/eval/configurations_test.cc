@@ -71,19 +71,18 @@ TEST_F(ConfigurationsTest, VariedFlagsMultiplyWhereTheyMatter) {
 }
 
 TEST_F(ConfigurationsTest, NamedChoicesOfTheCommandAreKept) {
-  ASSERT_OK_AND_ASSIGN(
-      const auto made,
-      MakeConfigurations(
-          Base("--far-positions sequential --representatives keys --compat reference"),
-          {.policies = {"infllm"}, .scorings = {"mean"}, .vary = {"selection=layer,kv-head"}}));
+  ASSERT_OK_AND_ASSIGN(const auto made,
+                       MakeConfigurations(Base("--cache-policy lru-s --compat reference"),
+                                          {.policies = {"infllm"},
+                                           .scorings = {"mean"},
+                                           .vary = {"representatives=bounds,mean-key"}}));
   ASSERT_EQ(made.size(), 2u);
   const worker::AttentionOptions options = ResolveAttention(made[1].flags);
-  EXPECT_EQ(options.far_positions, worker::FarPositions::kSequential);
-  EXPECT_EQ(options.representative, kernels::RepresentativeKind::kKeys);
-  EXPECT_EQ(options.selection, worker::SelectionUnit::kKvHead);
+  EXPECT_EQ(options.cache_policy, worker::CachePolicy::kLruS);
+  EXPECT_EQ(options.representative, kernels::RepresentativeKind::kMeanKey);
   EXPECT_TRUE(options.compat_reference);
-  EXPECT_EQ(made[0].settings.at("representatives"), "keys");
-  EXPECT_EQ(made[0].settings.at("selection"), "layer");
+  EXPECT_EQ(made[0].settings.at("cache-policy"), "lru-s");
+  EXPECT_EQ(made[0].settings.at("representatives"), "bounds");
 }
 
 TEST_F(ConfigurationsTest, SettingsAreTheFlagsThatMatter) {
