@@ -165,7 +165,8 @@ class Oracle {
       }
       keys.emplace_back(j, *seen);
       p.push_back(Dot(Rotated(Query(i, h), seen->distance), Key(j, h / group_)) /
-                  std::sqrt(static_cast<double>(model_.head_dim)));
+                      std::sqrt(static_cast<double>(model_.head_dim)) +
+                  (seen->selected.has_value() ? o_.far_bias : 0));
     }
     Softmax(p);
     for (size_t n = 0; n < keys.size(); ++n) {
