@@ -11,12 +11,12 @@
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
-#include "services/cli/progress.h"
-#include "services/cli/runtime.h"
 #include "services/cli/sampling_flags.h"
 #include "services/common/byte_size.h"
-#include "services/eval/evidence.h"
-#include "services/eval/token_ranges.h"
+#include "services/common/progress.h"
+#include "services/eval/run/evidence.h"
+#include "services/eval/run/token_ranges.h"
+#include "services/runtime/runtime.h"
 
 namespace infllm::services {
 namespace {

@@ -17,13 +17,13 @@
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
-#include "services/cli/runtime.h"
-#include "services/eval/configurations.h"
-#include "services/eval/endpoint_subject.h"
-#include "services/eval/local_subject.h"
-#include "services/eval/report.h"
-#include "services/eval/report_text.h"
-#include "services/eval/runner.h"
+#include "services/eval/report/report.h"
+#include "services/eval/report/text.h"
+#include "services/eval/run/configurations.h"
+#include "services/eval/run/endpoint_subject.h"
+#include "services/eval/run/local_subject.h"
+#include "services/eval/run/runner.h"
+#include "services/runtime/runtime.h"
 
 namespace infllm::services {
 namespace {

@@ -9,8 +9,8 @@
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
-#include "services/cli/progress.h"
-#include "services/cli/runtime.h"
+#include "services/common/progress.h"
+#include "services/runtime/runtime.h"
 
 namespace infllm::services {
 namespace {

@@ -10,8 +10,8 @@
 
 #include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
-#include "services/cli/flags.h"
-#include "services/cli/runtime.h"
+#include "services/runtime/flags.h"
+#include "services/runtime/runtime.h"
 
 namespace infllm::services {
 namespace {

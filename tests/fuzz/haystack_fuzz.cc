@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kernels/core/status_macros.h"
-#include "services/eval/haystack.h"
+#include "services/eval/tasks/haystack.h"
 #include "tests/fuzz/fuzz_driver.h"
 
 // The first two bytes choose the size and the depth; the rest is the text.

@@ -1,7 +1,7 @@
 // Records of an evaluation. Accepted ones are written as they were read, and can be reported.
 #include "kernels/core/status_macros.h"
-#include "services/eval/record.h"
-#include "services/eval/report.h"
+#include "services/eval/report/record.h"
+#include "services/eval/report/report.h"
 #include "tests/fuzz/fuzz_driver.h"
 
 namespace infllm::services {

@@ -2,7 +2,7 @@
 #include <string_view>
 
 #include "kernels/core/status_macros.h"
-#include "services/eval/task_files.h"
+#include "services/eval/tasks/task_files.h"
 #include "tests/fuzz/fuzz_driver.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -1,4 +1,4 @@
-#include "services/eval/aggregate.h"
+#include "services/eval/report/aggregate.h"
 
 #include <string>
 

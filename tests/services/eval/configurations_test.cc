@@ -1,4 +1,4 @@
-#include "services/eval/configurations.h"
+#include "services/eval/run/configurations.h"
 
 #include <CLI/CLI.hpp>
 

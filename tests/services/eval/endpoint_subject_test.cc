@@ -1,4 +1,4 @@
-#include "services/eval/endpoint_subject.h"
+#include "services/eval/run/endpoint_subject.h"
 
 #include <atomic>
 #include <boost/asio/ip/tcp.hpp>
@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "kernels/core/status_macros.h"
-#include "services/eval/http_client.h"
+#include "services/eval/run/http_client.h"
 #include "tests/support/status_matchers.h"
 
 namespace infllm::services {

@@ -1,4 +1,4 @@
-#include "services/eval/fit.h"
+#include "services/eval/tasks/fit.h"
 
 #include <string>
 #include <vector>

@@ -1,4 +1,4 @@
-#include "services/eval/haystack.h"
+#include "services/eval/tasks/haystack.h"
 
 #include <algorithm>
 #include <memory>

@@ -1,4 +1,4 @@
-#include "services/eval/local_subject.h"
+#include "services/eval/run/local_subject.h"
 
 #include <string>
 #include <vector>

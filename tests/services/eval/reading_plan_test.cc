@@ -1,4 +1,4 @@
-#include "services/eval/reading_plan.h"
+#include "services/eval/run/reading_plan.h"
 
 #include <algorithm>
 #include <random>

@@ -1,4 +1,4 @@
-#include "services/eval/record.h"
+#include "services/eval/report/record.h"
 
 #include <cmath>
 #include <limits>

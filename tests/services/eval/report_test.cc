@@ -1,4 +1,4 @@
-#include "services/eval/report.h"
+#include "services/eval/report/report.h"
 
 #include <algorithm>
 #include <fstream>

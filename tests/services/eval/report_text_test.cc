@@ -1,4 +1,4 @@
-#include "services/eval/report_text.h"
+#include "services/eval/report/text.h"
 
 #include <cmath>
 #include <string>

@@ -1,4 +1,4 @@
-#include "services/eval/runner.h"
+#include "services/eval/run/runner.h"
 
 #include <filesystem>
 #include <fstream>

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "gmock/gmock.h"
-#include "services/eval/sample.h"
+#include "services/eval/tasks/sample.h"
 
 namespace infllm::services {
 namespace {

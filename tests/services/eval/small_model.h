@@ -5,7 +5,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
-#include "services/cli/runtime.h"
+#include "services/runtime/runtime.h"
 
 namespace infllm::services {
 

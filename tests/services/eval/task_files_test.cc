@@ -1,4 +1,4 @@
-#include "services/eval/task_files.h"
+#include "services/eval/tasks/task_files.h"
 
 #include <fstream>
 #include <iterator>

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "gmock/gmock.h"
-#include "services/eval/random.h"
-#include "services/eval/task.h"
-#include "services/eval/words.h"
+#include "services/eval/tasks/random.h"
+#include "services/eval/tasks/task.h"
+#include "services/eval/tasks/words.h"
 #include "tests/services/eval/fake_tokens.h"
 #include "tests/support/status_matchers.h"
 

@@ -1,5 +1,5 @@
 // What holds for every task, on every request that it accepts.
-#include "services/eval/task.h"
+#include "services/eval/tasks/task.h"
 
 #include <algorithm>
 #include <limits>
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "gmock/gmock.h"
-#include "services/eval/random.h"
+#include "services/eval/tasks/random.h"
 #include "tests/services/eval/fake_tokens.h"
 #include "tests/support/status_matchers.h"
 

@@ -1,8 +1,8 @@
-#include "services/eval/token_ranges.h"
+#include "services/eval/run/token_ranges.h"
 
 #include <string>
 
-#include "services/eval/evidence.h"
+#include "services/eval/run/evidence.h"
 #include "tests/services/eval/small_model.h"
 #include "tests/support/status_matchers.h"
 

@@ -1,0 +1,19 @@
+// What full attention over a long text would cost here.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "services/runtime/runtime.h"
+
+namespace infllm::services {
+
+// Keys and values of `tokens` tokens.
+int64_t KvBytes(const worker::ModelConfig& model, kernels::DType dtype, int64_t tokens);
+
+// Seconds to read `tokens` tokens. Reads for about a second with `policy`, which must be full
+// attention, and extrapolates by the number of operations.
+absl::StatusOr<double> EstimateReadingSeconds(ModelRuntime& model, worker::AttentionPolicy& policy,
+                                              int64_t tokens);
+
+}  // namespace infllm::services
