@@ -17,6 +17,7 @@
 #include "services/eval/run/evidence.h"
 #include "services/eval/run/token_ranges.h"
 #include "services/runtime/runtime.h"
+#include "worker/engine/scheduler.h"
 
 namespace infllm::services {
 namespace {
@@ -39,8 +40,9 @@ std::vector<int32_t> QuestionTokens(const worker::LoadedModel& model, const AskF
       absl::StrReplaceAll(flags.question_format, {{"\\n", "\n"}, {"{question}", question}}));
 }
 
-struct Ingested {
-  std::unique_ptr<worker::Session> session;
+// A text that has been read.
+struct Reading {
+  worker::SequenceId sequence{};
   int64_t tokens = 0;
   double seconds = 0;
   std::vector<double> rates;  // tokens/s of each tenth of the text
@@ -62,94 +64,187 @@ absl::StatusOr<std::vector<TextRange>> FindEvidence(const AskFlags& flags,
   return ranges;
 }
 
-absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const std::string& text,
-                                std::span<const int32_t> ids, const Interrupt& interrupt) {
-  Ingested result;
-  result.tokens = static_cast<int64_t>(ids.size());
-  INFLLM_ASSIGN_OR_RETURN(result.session, runtime.NewSession());
+absl::StatusOr<Reading> Read(Runtime& runtime, worker::Scheduler& scheduler, const AskFlags& flags,
+                             const std::string& text, const std::vector<int32_t>& ids,
+                             const Interrupt& interrupt) {
+  Reading reading;
+  reading.tokens = static_cast<int64_t>(ids.size());
+  INFLLM_ASSIGN_OR_RETURN(reading.sequence, runtime.engine->NewSequence());
   if (!flags.runtime.json) {
     absl::FPrintF(stderr, "reading %s tokens (%s of text) with policy %s\n",
-                  WithThousands(result.tokens), FormatByteSize(static_cast<int64_t>(text.size())),
+                  WithThousands(reading.tokens), FormatByteSize(static_cast<int64_t>(text.size())),
                   flags.runtime.policy);
   }
   const auto start = std::chrono::steady_clock::now();
-  Progress progress("reading", "tokens", result.tokens);
+  Progress progress("reading", "tokens", reading.tokens);
   int64_t tenth_begin = 0;
   double tenth_start = 0;
-  const auto on_chunk = [&](int64_t done) {
-    progress.Update(done);
-    result.seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (done * 10 < result.tokens * static_cast<int64_t>(result.rates.size() + 1)) return;
-    result.rates.push_back(static_cast<double>(done - tenth_begin) /
-                           (result.seconds - tenth_start));
-    tenth_begin = done;
-    tenth_start = result.seconds;
-  };
-  INFLLM_RETURN_IF_ERROR(result.session->Ingest(ids, on_chunk, interrupt.flag()));
-  return result;
+  worker::Outcome outcome;
+  scheduler.Add(
+      {.sequence = reading.sequence,
+       .tokens = ids,
+       .on_read =
+           [&](int64_t done) {
+             progress.Update(done);
+             reading.seconds =
+                 std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+             if (done * 10 < reading.tokens * static_cast<int64_t>(reading.rates.size() + 1))
+               return;
+             reading.rates.push_back(static_cast<double>(done - tenth_begin) /
+                                     (reading.seconds - tenth_start));
+             tenth_begin = done;
+             tenth_start = reading.seconds;
+           },
+       .on_done = [&](const worker::Outcome& done) { outcome = done; }});
+  INFLLM_RETURN_IF_ERROR(scheduler.Run(interrupt.flag()));
+  INFLLM_RETURN_IF_ERROR(outcome.status);
+  return reading;
 }
 
-// Asks one question in a fork of the ingested state.
-absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Session& ingested,
-                            const std::string& context, const std::string& question,
-                            EvidenceWatch* watch, const Interrupt& interrupt) {
-  INFLLM_ASSIGN_OR_RETURN(const auto session, ingested.Fork());
-  if (watch != nullptr) session->state().set_observer(watch->observer());
-  const std::vector<int32_t> ids = QuestionTokens(*runtime.model, flags, context, question);
-  const int64_t begin = session->position() + static_cast<int64_t>(ids.size()) - 1;
-  const auto decoder = runtime.model->tokenizer->NewStreamDecoder(/*continuation=*/true);
-  std::string text;
-  const auto print = [&](const std::string& piece) {
-    text += piece;
-    if (flags.runtime.json) return;
-    std::fwrite(piece.data(), 1, piece.size(), stdout);
-    std::fflush(stdout);
+// Asks all questions of the text that has been read, as many at a time as there is room for.
+// Answers are printed in the order of the questions: the first unfinished one as it comes.
+class Interview {
+ public:
+  Interview(Runtime& runtime, worker::Scheduler& scheduler, const AskFlags& flags,
+            const std::string& text, const Reading& reading, std::vector<EvidenceWatch>& watches)
+      : runtime_(runtime),
+        scheduler_(scheduler),
+        flags_(flags),
+        text_(text),
+        reading_(reading),
+        watches_(watches),
+        answers_(flags.questions.size()) {}
+
+  absl::StatusOr<Json> Run(const Interrupt& interrupt) {
+    const size_t together =
+        std::min(flags_.questions.size(), static_cast<size_t>(runtime_.max_sequences));
+    while (asked_ < together) INFLLM_RETURN_IF_ERROR(AskNext());
+    Show();
+    const absl::Status status = scheduler_.Run(interrupt.flag());
+    if (!status.ok() || !status_.ok()) {
+      if (!flags_.runtime.json) absl::PrintF("\n");
+      return status.ok() ? status_ : status;
+    }
+    Json answers = Json::array();
+    for (size_t i = 0; i < answers_.size(); ++i) answers.push_back(ToJson(i));
+    return answers;
+  }
+  int64_t hits() const { return hits_; }
+
+ private:
+  struct Answer {
+    std::unique_ptr<worker::StreamDecoder> decoder;
+    std::string text;
+    size_t shown = 0;  // bytes of it
+    std::vector<int32_t> ids;
+    int64_t begin = 0;  // position of the token from which the answer begins
+    worker::Outcome outcome;
+    bool done = false;
   };
-  if (!flags.runtime.json) absl::PrintF("\nQ: %s\nA:", question);
-  const auto result = worker::Generate(
-      *session, ids, flags.sampling.GenerateOptions(*runtime.model),
-      [&](int32_t token) {
-        print(decoder->Add(token));
-        return true;
-      },
-      nullptr, interrupt.flag());
-  print(decoder->Finish());
-  if (!flags.runtime.json) absl::PrintF("\n");
-  INFLLM_RETURN_IF_ERROR(result.status());
-  Json out = {{"question", question},
-              {"text", text},
-              {"ids", result->ids},
-              {"time_to_first_token_seconds", result->first_token_seconds},
-              {"total_seconds", result->total_seconds}};
-  if (watch != nullptr) {
-    const Retrieval retrieval = watch->Result(begin, static_cast<int64_t>(result->ids.size()));
-    const EvidenceWatch::Blocks blocks = watch->blocks().front();
+
+  absl::Status AskNext() {
+    const size_t i = asked_++;
+    Answer& answer = answers_[i];
+    INFLLM_ASSIGN_OR_RETURN(const worker::SequenceId sequence,
+                            runtime_.engine->Fork(reading_.sequence));
+    if (!watches_.empty()) runtime_.engine->SetObserver(sequence, watches_[i].observer());
+    const std::vector<int32_t> ids =
+        QuestionTokens(*runtime_.model, flags_, text_, flags_.questions[i]);
+    answer.begin = reading_.tokens + static_cast<int64_t>(ids.size()) - 1;
+    answer.decoder = runtime_.model->tokenizer->NewStreamDecoder(/*continuation=*/true);
+    scheduler_.Add({.sequence = sequence,
+                    .tokens = ids,
+                    .max_tokens = flags_.sampling.max_tokens,
+                    .sampling = flags_.sampling.options,
+                    .stop_ids = runtime_.model->StopIds(),
+                    .on_token =
+                        [this, &answer](int32_t token) {
+                          answer.ids.push_back(token);
+                          answer.text += answer.decoder->Add(token);
+                          Show();
+                          return true;
+                        },
+                    .on_done =
+                        [this, sequence, &answer](const worker::Outcome& outcome) {
+                          answer.text += answer.decoder->Finish();
+                          answer.outcome = outcome;
+                          answer.done = outcome.status.ok();
+                          status_.Update(outcome.status);
+                          runtime_.engine->Drop(sequence);
+                          if (status_.ok() && asked_ < answers_.size()) status_.Update(AskNext());
+                          Show();
+                        }});
+    return absl::OkStatus();
+  }
+
+  // Prints what can be shown by now.
+  void Show() {
+    if (flags_.runtime.json) return;
+    for (; showing_ < asked_; ++showing_) {
+      Answer& answer = answers_[showing_];
+      if (!introduced_) absl::PrintF("\nQ: %s\nA:", flags_.questions[showing_]);
+      introduced_ = true;
+      std::fwrite(answer.text.data() + answer.shown, 1, answer.text.size() - answer.shown, stdout);
+      answer.shown = answer.text.size();
+      std::fflush(stdout);
+      if (!answer.done) return;
+      absl::PrintF("\n");
+      if (!watches_.empty()) {
+        absl::PrintF("   (%s)\n", watches_[showing_].Describe(answer.begin));
+      }
+      introduced_ = false;
+    }
+  }
+
+  Json ToJson(size_t i) {
+    const Answer& answer = answers_[i];
+    Json out = {{"question", flags_.questions[i]},
+                {"text", answer.text},
+                {"ids", answer.ids},
+                {"time_to_first_token_seconds", answer.outcome.first_token_seconds},
+                {"total_seconds", answer.outcome.total_seconds}};
+    if (watches_.empty()) return out;
+    const Retrieval retrieval =
+        watches_[i].Result(answer.begin, static_cast<int64_t>(answer.ids.size()));
+    const EvidenceWatch::Blocks blocks = watches_[i].blocks().front();
+    if (retrieval.hit()) ++hits_;
     out["evidence"] = {{"first_block", blocks.first},
                        {"last_block", blocks.last},
                        {"in_window", retrieval.in_window},
                        {"layers_that_retrieved", retrieval.layers.size()},
-                       {"layers", runtime.model->config.layers},
+                       {"layers", runtime_.model->config.layers},
                        {"best_rank", retrieval.best_rank},
                        {"kept", retrieval.kept},
                        {"hit", retrieval.hit()}};
-    if (!flags.runtime.json) absl::PrintF("   (%s)\n", watch->Describe(begin));
+    return out;
   }
-  return out;
-}
 
-absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Ingested& ingested) {
+  Runtime& runtime_;
+  worker::Scheduler& scheduler_;
+  const AskFlags& flags_;
+  const std::string& text_;
+  const Reading& reading_;
+  std::vector<EvidenceWatch>& watches_;
+  std::vector<Answer> answers_;  // parallel to the questions
+  size_t asked_ = 0;
+  size_t showing_ = 0;       // the answer that is being printed
+  bool introduced_ = false;  // its question has been
+  absl::Status status_;      // the first failure of a question
+  int64_t hits_ = 0;
+};
+
+absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Reading& reading) {
   Json report = {
       {"policy", flags.runtime.policy},
-      {"text_tokens", ingested.tokens},
+      {"text_tokens", reading.tokens},
       {"load_seconds", runtime.load_seconds},
-      {"ingest_seconds", ingested.seconds},
-      {"tokens_per_second", ingested.seconds > 0 ? double(ingested.tokens) / ingested.seconds : 0},
-      {"tokens_per_second_by_tenth", ingested.rates},
+      {"ingest_seconds", reading.seconds},
+      {"tokens_per_second", reading.seconds > 0 ? double(reading.tokens) / reading.seconds : 0},
+      {"tokens_per_second_by_tenth", reading.rates},
       {"peak_rss_bytes", PeakRssBytes()}};
   if (runtime.store != nullptr) {
     INFLLM_ASSIGN_OR_RETURN(const memstore::StoreStats stats, runtime.store->Stats());
-    const worker::AttentionStats attention = ingested.session->state().stats();
+    const worker::AttentionStats attention = runtime.engine->StatsOf(reading.sequence);
     report["memory"] = {{"blocks_stored", stats.blocks},
                         {"blocks_ram", stats.blocks_ram},
                         {"blocks_cold", stats.blocks_cold},
@@ -202,29 +297,25 @@ absl::Status RunAsk(const AskFlags& flags) {
   }
   INFLLM_ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text));
   INFLLM_ASSIGN_OR_RETURN(const std::vector<TextRange> evidence, FindEvidence(flags, text));
-  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Make(flags.runtime));
+  const Interrupt interrupt;
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
+                          Runtime::Make(flags.runtime, interrupt.flag()));
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(*runtime->model, flags.runtime.model));
   std::vector<EvidenceWatch> watches;
   const std::vector<int32_t> ids = runtime->model->EncodePrompt(text);
   for (const TokenRange& tokens : LocateTokens(*runtime->model->tokenizer, ids, text, evidence)) {
-    watches.emplace_back(std::span(&tokens, 1), runtime->policy->options(),
+    watches.emplace_back(std::span(&tokens, 1), runtime->engine->attention(),
                          runtime->model->config.layers);
   }
 
-  const Interrupt interrupt;
-  INFLLM_ASSIGN_OR_RETURN(const Ingested ingested, Ingest(*runtime, flags, text, ids, interrupt));
-  Json answers = Json::array();
-  int64_t hits = 0;
-  for (size_t i = 0; i < flags.questions.size(); ++i) {
-    EvidenceWatch* watch = watches.empty() ? nullptr : &watches[i];
-    INFLLM_ASSIGN_OR_RETURN(Json answer, Answer(*runtime, flags, *ingested.session, text,
-                                                flags.questions[i], watch, interrupt));
-    if (watch != nullptr && answer["evidence"]["hit"].get<bool>()) ++hits;
-    answers.push_back(std::move(answer));
-  }
+  worker::Scheduler scheduler(*runtime->engine, {.step_tokens = runtime->step_tokens});
+  INFLLM_ASSIGN_OR_RETURN(const Reading reading,
+                          Read(*runtime, scheduler, flags, text, ids, interrupt));
+  Interview interview(*runtime, scheduler, flags, text, reading, watches);
+  INFLLM_ASSIGN_OR_RETURN(Json answers, interview.Run(interrupt));
 
-  INFLLM_ASSIGN_OR_RETURN(Json report, Report(*runtime, flags, ingested));
-  if (!watches.empty()) report["recall"] = {{"hits", hits}, {"asked", watches.size()}};
+  INFLLM_ASSIGN_OR_RETURN(Json report, Report(*runtime, flags, reading));
+  if (!watches.empty()) report["recall"] = {{"hits", interview.hits()}, {"asked", watches.size()}};
   if (flags.runtime.json) {
     report["answers"] = std::move(answers);
     absl::PrintF("%s\n", report.dump(2, ' ', false, Json::error_handler_t::replace));

@@ -128,8 +128,8 @@ absl::Status PlanTasks(const EvalFlags& flags, EvalPlan& plan) {
 }
 
 // Who is evaluated here: one model under several configurations. `model` outlives the plan.
-absl::Status PlanLocal(const EvalFlags& flags, EvalPlan& plan,
-                       std::unique_ptr<ModelRuntime>& model) {
+absl::Status PlanLocal(const EvalFlags& flags, const std::atomic<bool>* cancel, EvalPlan& plan,
+                       std::unique_ptr<worker::ModelRuntime>& model) {
   ConfigurationChoice choice = flags.configurations;
   if (choice.scorings.empty()) choice.scorings = {flags.runtime.scoring};
   INFLLM_ASSIGN_OR_RETURN(std::vector<AttentionConfiguration> configurations,
@@ -138,9 +138,9 @@ absl::Status PlanLocal(const EvalFlags& flags, EvalPlan& plan,
   for (const AttentionConfiguration& configuration : configurations) {
     attentions.push_back(configuration.flags);
   }
-  INFLLM_ASSIGN_OR_RETURN(model, ModelRuntime::Load(flags.runtime, attentions));
+  INFLLM_ASSIGN_OR_RETURN(model, LoadModel(flags.runtime, attentions));
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(*model->model, flags.runtime.model));
-  ModelRuntime& loaded = *model;
+  worker::ModelRuntime& loaded = *model;
   plan.request.count_tokens = [&loaded](std::string_view text) {
     return static_cast<int64_t>(loaded.model->EncodePrompt(text).size());
   };
@@ -153,13 +153,13 @@ absl::Status PlanLocal(const EvalFlags& flags, EvalPlan& plan,
     plan.configurations.push_back(
         {.name = configuration.name,
          .settings = configuration.settings,
-         .open = [&loaded, configuration,
-                  max_full_tokens](int64_t length) -> absl::StatusOr<std::unique_ptr<Subject>> {
+         .open = [&loaded, configuration, max_full_tokens,
+                  cancel](int64_t length) -> absl::StatusOr<std::unique_ptr<Subject>> {
            INFLLM_ASSIGN_OR_RETURN(
                const RuntimeFlags at_length,
                FlagsAtLength(configuration, length, loaded.model->config.max_position_embeddings));
-           INFLLM_ASSIGN_OR_RETURN(AttentionRuntime attention, NewAttention(loaded, at_length));
-           return NewLocalSubject(loaded, std::move(attention), max_full_tokens);
+           INFLLM_ASSIGN_OR_RETURN(EngineRuntime runtime, NewEngine(loaded, at_length, cancel));
+           return NewLocalSubject(loaded, std::move(runtime), max_full_tokens);
          }});
   }
   return absl::OkStatus();
@@ -237,10 +237,10 @@ absl::Status RunEvalCommand(const EvalFlags& flags) {
   }
   EvalPlan plan;
   INFLLM_RETURN_IF_ERROR(PlanTasks(flags, plan));
-  std::unique_ptr<ModelRuntime> model;
-  INFLLM_RETURN_IF_ERROR(flags.endpoint.empty() ? PlanLocal(flags, plan, model)
-                                                : PlanEndpoint(flags, plan));
+  std::unique_ptr<worker::ModelRuntime> model;
   const Interrupt interrupt;
+  INFLLM_RETURN_IF_ERROR(flags.endpoint.empty() ? PlanLocal(flags, interrupt.flag(), plan, model)
+                                                : PlanEndpoint(flags, plan));
   INFLLM_ASSIGN_OR_RETURN(const Records records, RunEval(plan, interrupt.flag()));
   if (flags.runtime.json) {
     absl::PrintF("%s\n", JsonReport(records, plan.title));

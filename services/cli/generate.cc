@@ -10,6 +10,7 @@
 #include "services/cli/sampling_flags.h"
 #include "services/common/progress.h"
 #include "services/runtime/runtime.h"
+#include "worker/engine/scheduler.h"
 
 namespace infllm::services {
 namespace {
@@ -26,55 +27,71 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   if (!flags.prompt_file.empty()) {
     INFLLM_ASSIGN_OR_RETURN(prompt, ReadText(flags.prompt_file));
   }
-  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Make(flags.runtime));
+  const Interrupt interrupt;
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
+                          Runtime::Make(flags.runtime, interrupt.flag()));
   const worker::LoadedModel& model = *runtime->model;
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(model, flags.runtime.model));
-  const std::vector<int32_t> ids = model.EncodePrompt(prompt);
+  const std::vector<int32_t> prompt_ids = model.EncodePrompt(prompt);
+  if (prompt_ids.empty()) {
+    return absl::InvalidArgumentError("the prompt is empty and the model has no BOS token");
+  }
 
-  const Interrupt interrupt;
-  INFLLM_ASSIGN_OR_RETURN(const auto session, runtime->NewSession());
+  INFLLM_ASSIGN_OR_RETURN(const worker::SequenceId sequence, runtime->engine->NewSequence());
   const auto decoder = model.tokenizer->NewStreamDecoder(/*continuation=*/!prompt.empty());
   std::string text;
+  std::vector<int32_t> ids;
   const auto print = [&](const std::string& piece) {
     text += piece;
     if (flags.runtime.json) return;
     std::fwrite(piece.data(), 1, piece.size(), stdout);
     std::fflush(stdout);
   };
-  Progress progress("reading the prompt", "tokens", static_cast<int64_t>(ids.size()));
-  const auto result = worker::Generate(
-      *session, ids, flags.sampling.GenerateOptions(model),
-      [&](int32_t token) {
-        progress.Finish();
-        print(decoder->Add(token));
-        return true;
-      },
-      [&](int64_t done) { progress.Update(done); }, interrupt.flag());
+  Progress progress("reading the prompt", "tokens", static_cast<int64_t>(prompt_ids.size()));
+  worker::Outcome outcome;
+  worker::Scheduler scheduler(*runtime->engine, {.step_tokens = runtime->step_tokens});
+  scheduler.Add({.sequence = sequence,
+                 .tokens = prompt_ids,
+                 .max_tokens = flags.sampling.max_tokens,
+                 .sampling = flags.sampling.options,
+                 .stop_ids = model.StopIds(),
+                 .on_read = [&](int64_t done) { progress.Update(done); },
+                 .on_token =
+                     [&](int32_t token) {
+                       progress.Finish();
+                       ids.push_back(token);
+                       print(decoder->Add(token));
+                       return true;
+                     },
+                 .on_done = [&](const worker::Outcome& done) { outcome = done; }});
+  const absl::Status status = scheduler.Run(interrupt.flag());
   progress.Finish();
   print(decoder->Finish() + (flags.runtime.json ? "" : "\n"));
-  INFLLM_RETURN_IF_ERROR(result.status());
+  INFLLM_RETURN_IF_ERROR(status);
+  INFLLM_RETURN_IF_ERROR(outcome.status);
 
-  const double decode_seconds = result->total_seconds - result->first_token_seconds;
-  const double decoded = static_cast<double>(result->ids.size()) - 1;
+  const double decode_seconds = outcome.total_seconds - outcome.first_token_seconds;
+  const double decoded = static_cast<double>(ids.size()) - 1;
   const nlohmann::ordered_json timings = {
       {"load_seconds", runtime->load_seconds},
-      {"time_to_first_token_seconds", result->first_token_seconds},
-      {"prompt_tokens_per_second",
-       result->first_token_seconds > 0 ? double(ids.size()) / result->first_token_seconds : 0},
+      {"time_to_first_token_seconds", outcome.first_token_seconds},
+      {"prompt_tokens_per_second", outcome.first_token_seconds > 0
+                                       ? double(prompt_ids.size()) / outcome.first_token_seconds
+                                       : 0},
       {"decode_tokens_per_second", decode_seconds > 0 ? decoded / decode_seconds : 0},
-      {"total_seconds", result->total_seconds}};
+      {"total_seconds", outcome.total_seconds}};
   if (flags.runtime.json) {
     const nlohmann::ordered_json out = {{"text", text},
-                                        {"ids", result->ids},
-                                        {"prompt_tokens", ids.size()},
-                                        {"completion_tokens", result->ids.size()},
-                                        {"finish_reason", result->stopped ? "stop" : "length"},
+                                        {"ids", ids},
+                                        {"prompt_tokens", prompt_ids.size()},
+                                        {"completion_tokens", ids.size()},
+                                        {"finish_reason", outcome.stopped ? "stop" : "length"},
                                         {"timings", timings}};
     absl::PrintF("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
   } else {
     absl::FPrintF(stderr,
                   "%d prompt tokens, %d generated; first token after %.2f s, then %.1f tokens/s\n",
-                  ids.size(), result->ids.size(), result->first_token_seconds,
+                  prompt_ids.size(), ids.size(), outcome.first_token_seconds,
                   timings["decode_tokens_per_second"].get<double>());
   }
   return absl::OkStatus();

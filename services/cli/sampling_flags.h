@@ -2,8 +2,7 @@
 
 #include <cstdint>
 
-#include "worker/engine/loaded_model.h"
-#include "worker/engine/session.h"
+#include "worker/engine/sampler.h"
 
 namespace CLI {
 class App;
@@ -14,10 +13,6 @@ namespace infllm::services {
 struct SamplingFlags {
   int64_t max_tokens = 0;
   worker::SamplingOptions options;
-
-  worker::GenerateOptions GenerateOptions(const worker::LoadedModel& model) const {
-    return {.max_tokens = max_tokens, .sampling = options, .stop_ids = model.StopIds()};
-  }
 };
 
 // Binds --max-tokens, --temperature, --top-k-sampling, --top-p and --seed.

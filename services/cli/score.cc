@@ -11,6 +11,7 @@
 #include "services/cli/interrupt.h"
 #include "services/common/progress.h"
 #include "services/runtime/runtime.h"
+#include "worker/engine/scheduler.h"
 
 namespace infllm::services {
 namespace {
@@ -47,7 +48,9 @@ absl::Status RunScore(const ScoreFlags& flags) {
   } else {
     INFLLM_ASSIGN_OR_RETURN(text, ReadText(flags.text));
   }
-  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Make(flags.runtime));
+  const Interrupt interrupt;
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
+                          Runtime::Make(flags.runtime, interrupt.flag()));
   if (flags.token_ids.empty()) {
     INFLLM_RETURN_IF_ERROR(RequireTokenizer(*runtime->model, flags.runtime.model));
     ids = runtime->model->EncodePrompt(text);
@@ -58,23 +61,30 @@ absl::Status RunScore(const ScoreFlags& flags) {
                                                    "needed"));
   }
 
-  const Interrupt interrupt;
-  INFLLM_ASSIGN_OR_RETURN(const auto session, runtime->NewSession());
+  INFLLM_ASSIGN_OR_RETURN(const worker::SequenceId sequence, runtime->engine->NewSequence());
   std::vector<int32_t> argmax;
   std::vector<double> token_nll;
   double total = 0;
+  size_t scored = 0;
   Progress progress("scoring", "tokens", static_cast<int64_t>(ids.size()));
+  worker::Outcome outcome;
+  worker::Scheduler scheduler(*runtime->engine, {.step_tokens = runtime->step_tokens});
+  scheduler.Add({.sequence = sequence,
+                 .tokens = ids,
+                 .on_scores =
+                     [&](std::span<const worker::StepItem::Score> scores) {
+                       for (const worker::StepItem::Score& score : scores) {
+                         if (flags.per_token) argmax.push_back(score.argmax);
+                         if (++scored == ids.size()) break;  // nothing follows the last token
+                         total -= score.logprob;
+                         if (flags.per_token) token_nll.push_back(-score.logprob);
+                       }
+                     },
+                 .on_read = [&](int64_t done) { progress.Update(done); },
+                 .on_done = [&](const worker::Outcome& done) { outcome = done; }});
   const auto start = std::chrono::steady_clock::now();
-  INFLLM_RETURN_IF_ERROR(session->Score(
-      ids,
-      [&](int64_t i, std::span<const float> logits) {
-        if (flags.per_token) argmax.push_back(worker::Argmax(logits));
-        if (i + 1 == static_cast<int64_t>(ids.size())) return;
-        const double nll = worker::NegativeLogLikelihood(logits, ids[static_cast<size_t>(i) + 1]);
-        total += nll;
-        if (flags.per_token) token_nll.push_back(nll);
-      },
-      [&](int64_t done) { progress.Update(done); }, interrupt.flag()));
+  INFLLM_RETURN_IF_ERROR(scheduler.Run(interrupt.flag()));
+  INFLLM_RETURN_IF_ERROR(outcome.status);
   progress.Finish();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

@@ -72,6 +72,15 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
                   "memory store daemon, host:port or unix:path; default: in this process")
       ->group("Memory store");
   command
+      .add_option("--kv-bytes", flags.kv_bytes,
+                  "memory for keys and values of windows, e.g. 8GiB; auto is half of what is free")
+      ->capture_default_str();
+  command
+      .add_option("--step-tokens", flags.step_tokens,
+                  "tokens of one step, over all sequences: more read faster, fewer answer sooner")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
+  command
       .add_option("--ram-bytes", flags.ram_bytes,
                   "RAM for far blocks, e.g. 512MiB; the rest goes to --cold-dir (in process only)")
       ->capture_default_str()

@@ -22,6 +22,8 @@ struct RuntimeFlags {
   std::string memstore;         // empty: in process
   std::string ram_bytes = "4GiB";
   std::string cold_dir;
+  std::string kv_bytes = "auto";  // bytes, or auto
+  int64_t step_tokens = 512;
   std::string preset = "auto";  // of presets.h; fills in the flags of the method that are not given
   worker::AttentionOptions attention;  // numbers are bound here; names below are parsed by Resolve
   std::string policy{worker::Name(attention.policy)};

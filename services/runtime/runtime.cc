@@ -1,7 +1,7 @@
 #include "services/runtime/runtime.h"
 
+#include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -11,7 +11,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
-#include "kernels/cuda_loader.h"
 #include "services/common/byte_size.h"
 #include "services/common/store_factory.h"
 #include "services/common/xz.h"
@@ -19,40 +18,42 @@
 namespace infllm::services {
 namespace {
 
-absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const RuntimeFlags& flags,
-                                                              kernels::ThreadPool& pool) {
-  if (flags.device == "cuda") {
-    INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> cuda,
-                            kernels::NewCudaBackend());
-    return absl::UnimplementedError(
-        "--device cuda: the CUDA plugin has no attention and matrix kernels yet; use --device cpu");
-  }
-  return kernels::NewCpuBackend(pool);
+// Enough for any test or document; many more only wait for each other.
+constexpr int64_t kMostSequences = 32;
+
+// What a sequence pins of the store's RAM when the store is in this process.
+int64_t PinnedBytes(const worker::ModelConfig& model, const worker::AttentionOptions& attention,
+                    kernels::DType dtype) {
+  return attention.cache_blocks * model.layers * 2 * model.kv_heads * attention.block_tokens *
+         model.head_dim * static_cast<int64_t>(SizeOf(dtype));
 }
 
-kernels::DType ChooseDType(const RuntimeFlags& flags, const kernels::Backend& backend) {
-  return kernels::ParseDType(flags.dtype).value_or(backend.preferred_dtype());
-}
-
-// The block cache pins the store's own bytes when the store is in this process, once for the text
-// and once for the question that is being answered.
+// A text and the question that is being answered.
 absl::Status CheckRamHoldsBlockCache(int64_t ram_bytes, const worker::ModelConfig& model,
                                      const worker::AttentionOptions& attention,
                                      kernels::DType dtype) {
-  const int64_t record_bytes = 2 * model.kv_heads * attention.block_tokens * model.head_dim *
-                               static_cast<int64_t>(SizeOf(dtype));
-  const int64_t pinned = 2 * attention.cache_blocks * model.layers * record_bytes;
+  const int64_t pinned = 2 * PinnedBytes(model, attention, dtype);
   if (ram_bytes >= pinned) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("--ram-bytes is ", FormatByteSize(ram_bytes), ", but the block cache may hold ",
-                   FormatByteSize(pinned), " of it (2 x cache-blocks ", attention.cache_blocks,
-                   " x ", model.layers, " layers x ", FormatByteSize(record_bytes),
-                   "): raise --ram-bytes or lower --cache-blocks"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--ram-bytes is ", FormatByteSize(ram_bytes), ", but the block caches of two sequences may ",
+      "hold ", FormatByteSize(pinned), " of it (2 x cache-blocks ", attention.cache_blocks, " x ",
+      model.layers, " layers x ",
+      FormatByteSize(pinned / (2 * attention.cache_blocks * model.layers)),
+      "): raise --ram-bytes or lower --cache-blocks"));
+}
+
+// 0 if the engine is to choose.
+absl::StatusOr<int64_t> ParseKvBytes(const RuntimeFlags& flags) {
+  if (flags.kv_bytes == "auto") return 0;
+  INFLLM_ASSIGN_OR_RETURN(const int64_t bytes, ParseByteSize(flags.kv_bytes));
+  if (bytes > 0) return bytes;
+  return absl::InvalidArgumentError("--kv-bytes is 0, must be positive, or auto");
 }
 
 absl::Status CheckAttention(const RuntimeFlags& flags, const worker::ModelConfig& model,
                             kernels::DType dtype) {
   INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
+  INFLLM_RETURN_IF_ERROR(ParseKvBytes(flags).status());
   const worker::AttentionOptions attention = ResolveAttention(flags);
   INFLLM_RETURN_IF_ERROR(attention.Validate(model));
   if (attention.policy != worker::PolicyKind::kInfLlm || !flags.memstore.empty()) {
@@ -63,51 +64,56 @@ absl::Status CheckAttention(const RuntimeFlags& flags, const worker::ModelConfig
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ModelRuntime>> ModelRuntime::Load(
+absl::StatusOr<std::unique_ptr<worker::ModelRuntime>> LoadModel(
     const RuntimeFlags& flags, std::span<const RuntimeFlags> attentions) {
-  const auto start = std::chrono::steady_clock::now();
-  auto runtime = std::make_unique<ModelRuntime>();
-  runtime->pool = std::make_unique<kernels::ThreadPool>(flags.threads);
-  INFLLM_ASSIGN_OR_RETURN(runtime->backend, MakeBackend(flags, *runtime->pool));
-  runtime->dtype = ChooseDType(flags, *runtime->backend);
-  // Cheap checks first: a typo should not cost the loading of the weights.
-  INFLLM_ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::LoadModelConfig(flags.model));
-  for (const RuntimeFlags& attention : attentions) {
-    INFLLM_RETURN_IF_ERROR(CheckAttention(attention, config, runtime->dtype));
+  return worker::ModelRuntime::Load(
+      {.directory = flags.model,
+       .device = flags.device,
+       .dtype = kernels::ParseDType(flags.dtype),
+       .threads = flags.threads},
+      [&](const worker::ModelConfig& config, kernels::DType dtype) {
+        for (const RuntimeFlags& attention : attentions) {
+          INFLLM_RETURN_IF_ERROR(CheckAttention(attention, config, dtype));
+        }
+        return absl::OkStatus();
+      });
+}
+
+absl::StatusOr<EngineRuntime> NewEngine(worker::ModelRuntime& model, const RuntimeFlags& flags,
+                                        const std::atomic<bool>* cancel) {
+  const worker::ModelConfig& config = model.model->config;
+  INFLLM_RETURN_IF_ERROR(CheckAttention(flags, config, model.dtype));
+  const worker::AttentionOptions options = ResolveAttention(flags);
+  EngineRuntime runtime{.step_tokens = flags.step_tokens, .max_sequences = kMostSequences};
+  if (options.policy == worker::PolicyKind::kInfLlm) {
+    INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
+    INFLLM_ASSIGN_OR_RETURN(runtime.store, OpenStore({.memstore_target = flags.memstore,
+                                                      .cancel = cancel,
+                                                      .ram_bytes = ram_bytes,
+                                                      .cold_dir = flags.cold_dir},
+                                                     *model.backend));
+    if (const int64_t pinned = PinnedBytes(config, options, model.dtype);
+        flags.memstore.empty() && pinned > 0) {
+      // One of them is the text's, another's worth is room to breathe.
+      runtime.max_sequences = std::clamp<int64_t>(ram_bytes / pinned - 2, 1, kMostSequences);
+    }
   }
-  INFLLM_ASSIGN_OR_RETURN(runtime->model,
-                          worker::LoadModel(flags.model, *runtime->backend, runtime->dtype));
-  runtime->transformer = std::make_unique<worker::Transformer>(
-      runtime->model->config, *runtime->model->weights, *runtime->backend);
-  runtime->load_seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  INFLLM_ASSIGN_OR_RETURN(const int64_t kv_bytes, ParseKvBytes(flags));
+  INFLLM_ASSIGN_OR_RETURN(
+      runtime.engine,
+      worker::Engine::New(*model.model, *model.backend, *model.pool, runtime.store.get(),
+                          {.attention = options, .kv_dtype = model.dtype, .kv_bytes = kv_bytes}));
   return runtime;
 }
 
-absl::StatusOr<AttentionRuntime> NewAttention(ModelRuntime& model, const RuntimeFlags& flags) {
-  INFLLM_RETURN_IF_ERROR(CheckAttention(flags, model.model->config, model.dtype));
-  const worker::AttentionOptions options = ResolveAttention(flags);
-  AttentionRuntime attention;
-  if (options.policy == worker::PolicyKind::kInfLlm) {
-    INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
-    INFLLM_ASSIGN_OR_RETURN(attention.store, OpenStore({.memstore_target = flags.memstore,
-                                                        .ram_bytes = ram_bytes,
-                                                        .cold_dir = flags.cold_dir},
-                                                       *model.backend));
-  }
-  INFLLM_ASSIGN_OR_RETURN(
-      attention.policy,
-      worker::NewAttentionPolicy(model.model->config, options, model.dtype,
-                                 model.model->fingerprint, *model.backend, attention.store.get()));
-  return attention;
-}
-
-absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags) {
-  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<ModelRuntime> model,
-                          ModelRuntime::Load(flags, {&flags, 1}));
+absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags,
+                                                       const std::atomic<bool>* cancel) {
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<worker::ModelRuntime> model,
+                          LoadModel(flags, {&flags, 1}));
   auto runtime = std::make_unique<Runtime>();
-  static_cast<ModelRuntime&>(*runtime) = std::move(*model);
-  INFLLM_ASSIGN_OR_RETURN(static_cast<AttentionRuntime&>(*runtime), NewAttention(*runtime, flags));
+  static_cast<worker::ModelRuntime&>(*runtime) = std::move(*model);
+  INFLLM_ASSIGN_OR_RETURN(static_cast<EngineRuntime&>(*runtime),
+                          NewEngine(*runtime, flags, cancel));
   return runtime;
 }
 

@@ -1,51 +1,42 @@
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/backend.h"
-#include "kernels/core/thread_pool.h"
 #include "memstore/memory_store.h"
 #include "services/runtime/flags.h"
-#include "worker/attention/attention_policy.h"
-#include "worker/engine/loaded_model.h"
-#include "worker/engine/session.h"
-#include "worker/transformer/transformer.h"
+#include "worker/engine/engine.h"
+#include "worker/engine/model_runtime.h"
 
 namespace infllm::services {
 
-// A model in memory, ready to be run under any attention policy.
-struct ModelRuntime {
-  // Checks, before it loads the weights, that the model can run under each of `attentions`.
-  static absl::StatusOr<std::unique_ptr<ModelRuntime>> Load(
-      const RuntimeFlags& flags, std::span<const RuntimeFlags> attentions);
+// Loads what the flags name. Checks before the weights that the model can run under each of
+// `attentions`.
+absl::StatusOr<std::unique_ptr<worker::ModelRuntime>> LoadModel(
+    const RuntimeFlags& flags, std::span<const RuntimeFlags> attentions);
 
-  std::unique_ptr<kernels::ThreadPool> pool;
-  std::unique_ptr<kernels::Backend> backend;
-  std::unique_ptr<worker::LoadedModel> model;
-  std::unique_ptr<worker::Transformer> transformer;
-  kernels::DType dtype = kernels::DType::kF32;
-  double load_seconds = 0;
-};
-
-// A way to attend: the policy, and the store of its far blocks, null if it keeps none.
-struct AttentionRuntime {
+// A way to attend: the engine, and the store of its far blocks, null if it keeps none.
+struct EngineRuntime {
   std::unique_ptr<memstore::MemoryStore> store;
-  std::unique_ptr<worker::AttentionPolicy> policy;
+  std::unique_ptr<worker::Engine> engine;
+  int64_t step_tokens = 0;
+  // Sequences that may run at a time: their cached blocks must fit in the RAM tier.
+  int64_t max_sequences = 1;
 };
-// What the flags tell about method and memory store. `model` must outlive the result.
-absl::StatusOr<AttentionRuntime> NewAttention(ModelRuntime& model, const RuntimeFlags& flags);
+// What the flags tell about method, memory and memory store. `model` must outlive the result, and so
+// must *cancel, which ends calls to a remote store; it may be null.
+absl::StatusOr<EngineRuntime> NewEngine(worker::ModelRuntime& model, const RuntimeFlags& flags,
+                                        const std::atomic<bool>* cancel);
 
 // All that a command needs to run a model.
-struct Runtime : ModelRuntime, AttentionRuntime {
-  static absl::StatusOr<std::unique_ptr<Runtime>> Make(const RuntimeFlags& flags);
-
-  absl::StatusOr<std::unique_ptr<worker::Session>> NewSession() {
-    return worker::Session::New(*transformer, *policy);
-  }
+struct Runtime : worker::ModelRuntime, EngineRuntime {
+  static absl::StatusOr<std::unique_ptr<Runtime>> Make(const RuntimeFlags& flags,
+                                                       const std::atomic<bool>* cancel);
 };
 
 // FAILED_PRECONDITION if the model directory has no tokenizer: the command needs text.

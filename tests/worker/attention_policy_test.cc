@@ -102,9 +102,8 @@ TEST_P(AttentionPolicyTest, InfLlmAttendsExactlyTheReportedBlocks) {
   std::vector<std::vector<int64_t>> chosen(static_cast<size_t>(s.tokens));
   state->observer =
       [&](int64_t layer, int64_t position, std::span<const memstore::SelectedBlock> blocks) {
-        if (layer != model.layers - 1) return;
-        for (const auto& block : blocks)
-          chosen[static_cast<size_t>(position)].push_back(block.index);
+    if (layer != model.layers - 1) return;
+    for (const auto& block : blocks) chosen[static_cast<size_t>(position)].push_back(block.index);
       });
   const auto actual = Feed(*policy, model, *state, s, 0, s.tokens, 20);
   int64_t partial = 0;
@@ -219,7 +218,9 @@ TEST_P(AttentionPolicyTest, Bf16CacheStaysCloseToF32) {
   EXPECT_LT(MaxDifference(bf16, Run(model, options, s, 16)), 0.1);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, AttentionPolicyTest, ::testing::Values(TestDevice::kReference, TestDevice::kCpu, TestDevice::kDeferring),
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionPolicyTest,
+                         ::testing::Values(TestDevice::kReference, TestDevice::kCpu,
+                                           TestDevice::kDeferring),
                          TestDeviceName);
 
 struct BadOptions {

@@ -20,7 +20,8 @@ class BlockCacheTest : public ::testing::Test {
     return memstore::BlockHandle(*bytes, bytes);
   }
   void Use(BlockCache& cache, std::vector<int64_t> indices) {
-    cache.Evict(indices);
+    BlockCache::Retired retired;
+    cache.Evict(indices, indices, retired);
     for (const int64_t index : indices) {
       if (cache.Find(index) != nullptr) continue;
       const memstore::BlockHandle block = Block(index);
@@ -56,12 +57,16 @@ TEST_F(BlockCacheTest, NeverDropsWhatTheSelectionUses) {
   EXPECT_THAT(cache.indices(), ElementsAre(1, 4, 5));
 }
 
-TEST_F(BlockCacheTest, ASelectionAboveTheCapacityIsHeldUntilTheNext) {
+TEST_F(BlockCacheTest, EvictedPinsAreHandedOverAndWhatMustBeKeptStays) {
   BlockCache cache({.capacity_blocks = 2}, {});
-  Use(cache, {1, 2, 3, 4});
-  EXPECT_THAT(cache.indices(), ElementsAre(1, 2, 3, 4));
-  Use(cache, {2});
-  EXPECT_THAT(cache.indices(), ElementsAre(2, 4));
+  Use(cache, {1, 2});
+  BlockCache::Retired retired;
+  const std::vector<int64_t> selected = {3}, keep = {1, 3};
+  cache.Evict(selected, keep, retired);
+  ASSERT_EQ(retired.size(), 1u);
+  EXPECT_EQ(retired[0].first, 2);
+  EXPECT_EQ(int64_t(retired[0].second.payload()[0]), 2);
+  EXPECT_THAT(cache.indices(), ElementsAre(1));
 }
 
 TEST_F(BlockCacheTest, LruSKeepsWhatDrewAttention) {
@@ -90,7 +95,9 @@ TEST_F(BlockCacheTest, CopiesTakeSlotsThatEvictionGivesBack) {
   Use(cache, {1, 2});
   EXPECT_EQ(cache.TakeSlot(), -1);
   Use(cache, {2});
-  cache.Evict(std::vector<int64_t>{2, 3});
+  BlockCache::Retired retired;
+  const std::vector<int64_t> selected = {2, 3};
+  cache.Evict(selected, selected, retired);
   const PageNumber slot = cache.TakeSlot();
   EXPECT_TRUE(slot == 7 || slot == 8);
   EXPECT_THAT(cache.Fork({1, 2}).indices(), ElementsAre());  // copies are not shared

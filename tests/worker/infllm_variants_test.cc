@@ -62,12 +62,12 @@ class InfLlmVariantsTest : public AttentionPolicyTest {
     EXPECT_OK(state);
     (*state)->observer =
         [&](int64_t layer, int64_t position, std::span<const memstore::SelectedBlock> blocks) {
-          if (layer != model.layers - 1) return;
-          OracleRetrieval& retrieval = outcome.retrievals.emplace_back();
-          retrieval.position = position;
-          for (const memstore::SelectedBlock& block : blocks) {
-            retrieval.blocks.push_back(block.index);
-          }
+      if (layer != model.layers - 1) return;
+      OracleRetrieval& retrieval = outcome.retrievals.emplace_back();
+      retrieval.position = position;
+      for (const memstore::SelectedBlock& block : blocks) {
+        retrieval.blocks.push_back(block.index);
+      }
         });
     outcome.out = Feed(*policy, model, **state, s, 0, s.tokens, chunk);
     outcome.stats = policy->StatsOf(**state);
@@ -224,7 +224,9 @@ TEST_P(InfLlmVariantsTest, LruSScoresBlocksByWhatTheyDrew) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, InfLlmVariantsTest, ::testing::Values(TestDevice::kReference, TestDevice::kCpu, TestDevice::kDeferring),
+INSTANTIATE_TEST_SUITE_P(Backends, InfLlmVariantsTest,
+                         ::testing::Values(TestDevice::kReference, TestDevice::kCpu,
+                                           TestDevice::kDeferring),
                          TestDeviceName);
 
 }  // namespace

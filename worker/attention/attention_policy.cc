@@ -34,8 +34,8 @@ absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& aren
 }
 
 // All that a sequence selects in one step must have left its window before the step, and where
-// cached blocks are copies it must fit the cache. With mean-key and lru-s what one exec block attends
-// decides what is selected, or kept, for the next.
+// cached blocks are copies it must fit the cache. With mean-key and lru-s what one exec block
+// attends decides what is selected, or kept, for the next.
 int64_t MaxPartTokens(const AttentionOptions& options, bool in_place) {
   if (options.policy != PolicyKind::kInfLlm) {
     return std::max<int64_t>(kMostPartTokens / options.exec_block, 1) * options.exec_block;

@@ -18,21 +18,18 @@ const std::byte* BlockCache::Find(int64_t index) const {
 }
 
 // Lowest score first; ties go to the smaller index.
-void BlockCache::Evict(std::span<const int64_t> selected) {
-  int64_t excess = static_cast<int64_t>(indices_.size() + selected.size()) -
-                   options_.capacity_blocks;  // were none of the selected cached
+void BlockCache::Evict(std::span<const int64_t> selected, std::span<const int64_t> keep,
+                       Retired& retired) {
+  int64_t excess = static_cast<int64_t>(indices_.size()) - options_.capacity_blocks;
+  for (const int64_t index : selected) excess += Find(index) == nullptr ? 1 : 0;
+  if (excess <= 0) return;
   victims_.clear();
-  size_t s = 0;
+  size_t k = 0;
   for (size_t i = 0; i < indices_.size(); ++i) {
-    while (s < selected.size() && selected[s] < indices_[i]) ++s;
-    if (s < selected.size() && selected[s] == indices_[i]) {
-      --excess;
-    } else {
-      victims_.emplace_back(entries_[i].score, i);
-    }
+    while (k < keep.size() && keep[k] < indices_[i]) ++k;
+    if (k == keep.size() || keep[k] != indices_[i]) victims_.emplace_back(entries_[i].score, i);
   }
   excess = std::min(excess, static_cast<int64_t>(victims_.size()));
-  if (excess <= 0) return;
   std::partial_sort(victims_.begin(), victims_.begin() + excess, victims_.end());
   victims_.resize(static_cast<size_t>(excess));
   std::sort(victims_.begin(), victims_.end(),
@@ -40,6 +37,7 @@ void BlockCache::Evict(std::span<const int64_t> selected) {
   for (const auto& [score, i] : victims_) {
     const auto at = static_cast<std::ptrdiff_t>(i);
     if (entries_[i].slot >= 0) free_slots_.push_back(entries_[i].slot);
+    if (entries_[i].pin) retired.emplace_back(indices_[i], std::move(entries_[i].pin));
     indices_.erase(indices_.begin() + at);
     records_.erase(records_.begin() + at);
     entries_.erase(entries_.begin() + at);

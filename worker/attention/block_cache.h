@@ -31,10 +31,12 @@ class BlockCache {
   // Their records, parallel to indices().
   std::span<const std::byte* const> records() const { return records_; }
 
-  // Makes room for the blocks of a selection that are not cached, by policy. No selected block is
-  // evicted: a selection that is larger than the capacity makes the cache exceed it meanwhile.
-  // REQUIRES: `selected` is ascending.
-  void Evict(std::span<const int64_t> selected);
+  // Makes room for the blocks of a selection that are not cached: evicts by policy, but none of
+  // `keep`, which contains the selection. Pins of what is evicted go to `retired`, with their
+  // indices: operations may read them still. If all must be kept, the cache exceeds its capacity.
+  // REQUIRES: both are ascending.
+  using Retired = std::vector<std::pair<int64_t, memstore::BlockHandle>>;
+  void Evict(std::span<const int64_t> selected, std::span<const int64_t> keep, Retired& retired);
   // A page for a copy of the next block to be inserted; -1 where blocks are read in place.
   PageNumber TakeSlot();
   // REQUIRES: not cached, Evict has made room.

@@ -245,7 +245,10 @@ absl::Status Retriever::FetchMissing(StepPlan& plan, int64_t layer) {
     }
     INFLLM_RETURN_IF_ERROR(Admit(plan, layer, of_part, [&](int64_t index) -> const BlockHandle& {
       const auto found = std::lower_bound(wanted_.begin(), wanted_.end(), index);
-      return handles[static_cast<size_t>(found - wanted_.begin())];
+      static const BlockHandle kNone;  // another exec block of the part evicts it: it is retired
+      return found == wanted_.end() || *found != index
+                 ? kNone
+                 : handles[static_cast<size_t>(found - wanted_.begin())];
     }));
   }
   return absl::OkStatus();
@@ -291,7 +294,6 @@ absl::Status Retriever::SelectRemotely(StepPlan& plan, int64_t layer) {
       Fail(of_part, std::move(status));
       continue;
     }
-    // A block that was cached when asked stays so: no selected block is evicted.
     INFLLM_RETURN_IF_ERROR(Admit(plan, layer, of_part, [&](int64_t index) -> const BlockHandle& {
       static const BlockHandle kNone;
       for (const memstore::Selection& answer : answers) {
@@ -313,36 +315,44 @@ absl::Status Retriever::Admit(StepPlan& plan, int64_t layer, std::span<Selected>
                               const HandleOf& handle_of) {
   StepPart& part = *of_part[0].block->part;
   BlockCache& cache = part.state->far->layers[static_cast<size_t>(layer)].cache;
-  std::vector<int64_t>& all = wanted_of_part_;
+  // A slot must not be written again before the attention that reads it, so where blocks are copied
+  // none that the part has selected is evicted. A pin stays as long as it is retired.
+  std::vector<int64_t>& all = selected_of_part_;
   all.clear();
   for (const Selected& selected : of_part) {
     all.insert(all.end(), selected.index, selected.index + selected.count);
   }
   std::sort(all.begin(), all.end());
   all.erase(std::unique(all.begin(), all.end()), all.end());
-  const int64_t before = part.state->stats.cache_misses;
-  cache.Evict(all);
-  for (const int64_t index : all) {
-    if (cache.Find(index) != nullptr) continue;
-    const BlockHandle& handle = handle_of(index);
-    if (!handle || handle.payload().size() != static_cast<size_t>(page_.record_bytes())) {
-      Fail(of_part, absl::InternalError(absl::StrCat("the memory store returned block ", index,
-                                                     " of layer ", layer, " without its bytes")));
-      return absl::OkStatus();
-    }
-    ++part.state->stats.cache_misses;
-    const PageNumber slot = cache.TakeSlot();
-    if (slot < 0) {
-      cache.Insert(index, slot, handle.payload().data(), handle);
-      continue;
-    }
-    std::byte* const record = arena_.address(slot) + arena_.layer_offset(layer);
-    INFLLM_RETURN_IF_ERROR(
-        backend_.Copy(stream_, record, handle.payload().data(), handle.payload().size()));
-    in_flight_.push_back(handle);
-    cache.Insert(index, slot, record, {});
-  }
+  retired_of_part_.clear();
   for (Selected& selected : of_part) {
+    const std::span<const int64_t> indices(selected.index, static_cast<size_t>(selected.count));
+    cache.Evict(indices, backend_.host_accessible() ? indices : all, retired_of_part_);
+    for (const int64_t index : indices) {
+      if (cache.Find(index) != nullptr) {
+        ++part.state->stats.cache_hits;
+        continue;
+      }
+      BlockHandle handle = handle_of(index);
+      for (size_t i = 0; !handle && i < retired_of_part_.size(); ++i) {
+        if (retired_of_part_[i].first == index) handle = retired_of_part_[i].second;
+      }
+      if (!handle || handle.payload().size() != static_cast<size_t>(page_.record_bytes())) {
+        Fail(of_part, absl::InternalError(absl::StrCat("the memory store returned block ", index,
+                                                       " of layer ", layer, " without its bytes")));
+        return absl::OkStatus();
+      }
+      ++part.state->stats.cache_misses;
+      const std::byte* record = handle.payload().data();
+      const PageNumber slot = cache.TakeSlot();
+      if (slot >= 0) {
+        std::byte* const copy = arena_.address(slot) + arena_.layer_offset(layer);
+        INFLLM_RETURN_IF_ERROR(backend_.Copy(stream_, copy, record, handle.payload().size()));
+        in_flight_.push_back(std::exchange(handle, {}));
+        record = copy;
+      }
+      cache.Insert(index, slot, record, std::move(handle));
+    }
     const auto count = static_cast<size_t>(selected.count);
     INFLLM_ASSIGN_OR_RETURN(PageEntry* const entries, plan.scratch.Get<PageEntry>(count));
     for (size_t i = 0; i < count; ++i) {
@@ -358,10 +368,7 @@ absl::Status Retriever::Admit(StepPlan& plan, int64_t layer, std::span<Selected>
     }
     Use(layer, selected);
   }
-  // A block that two exec blocks lack is fetched once and then a hit.
-  int64_t used = 0;
-  for (const Selected& selected : of_part) used += selected.count;
-  part.state->stats.cache_hits += used - (part.state->stats.cache_misses - before);
+  for (auto& [index, pin] : retired_of_part_) retired_.push_back(std::move(pin));
   return absl::OkStatus();
 }
 
@@ -379,6 +386,7 @@ void Retriever::Use(int64_t layer, const Selected& selected) {
 }
 
 absl::Status Retriever::Attended(int64_t layer) {
+  retired_.clear();  // pins are retired only where operations are done when their call returns
   if (options_.cache_policy != CachePolicy::kLruS || selected_.empty()) return absl::OkStatus();
   INFLLM_RETURN_IF_ERROR(backend_.Synchronize(stream_));
   for (const Selected& selected : selected_) {

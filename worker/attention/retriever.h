@@ -96,8 +96,10 @@ class Retriever {
   std::vector<kernels::TopKItem> top_items_;
   std::vector<kernels::LookUpItem> look_ups_;
   std::vector<size_t> chunk_begins_;
-  std::vector<int64_t> wanted_;          // blocks to fetch
-  std::vector<int64_t> wanted_of_part_;  // blocks that a part has selected
+  std::vector<int64_t> wanted_;  // blocks to fetch
+  std::vector<int64_t> selected_of_part_;
+  BlockCache::Retired retired_of_part_;
+  std::vector<memstore::BlockHandle> retired_;  // read by the attention of the layer
   std::vector<memstore::SelectQuery> queries_;
   std::vector<memstore::SelectedBlock> observed_;
   std::vector<memstore::BlockHandle> in_flight_;  // copied from until the step has been waited for

@@ -1,5 +1,6 @@
 #include "services/eval/run/full_attention_cost.h"
 
+#include <algorithm>
 #include <chrono>
 #include <vector>
 
@@ -28,23 +29,33 @@ int64_t KvBytes(const worker::ModelConfig& model, kernels::DType dtype, int64_t 
          static_cast<int64_t>(kernels::SizeOf(dtype)) * tokens;
 }
 
-absl::StatusOr<double> EstimateReadingSeconds(ModelRuntime& model, worker::AttentionPolicy& policy,
+absl::StatusOr<double> EstimateReadingSeconds(worker::ModelRuntime& model, worker::Engine& engine,
                                               int64_t tokens) {
   using Clock = std::chrono::steady_clock;
   constexpr std::chrono::seconds kEnough{1};
-  INFLLM_ASSIGN_OR_RETURN(const auto session, worker::Session::New(*model.transformer, policy));
-  const int64_t chunk = session->chunk_tokens();
+  const worker::ModelConfig& config = model.model->config;
+  const int64_t exec_block = engine.attention().exec_block;
+  const int64_t chunk = std::max<int64_t>(512 / exec_block, 1) * exec_block;
   const std::vector<int32_t> ids(static_cast<size_t>(chunk), 0);
-  INFLLM_RETURN_IF_ERROR(session->Ingest(ids));  // warms up; not measured
+  INFLLM_ASSIGN_OR_RETURN(const worker::SequenceId sequence, engine.NewSequence());
+  absl::Status status;
+  const auto read = [&] {
+    worker::StepItem item{.sequence = sequence, .tokens = ids};
+    status.Update(engine.Step({&item, 1}));
+    status.Update(item.status);
+  };
+  read();  // warms up; not measured
   const Clock::time_point start = Clock::now();
-  while (session->position() == chunk ||
-         (Clock::now() - start < kEnough && session->position() < tokens)) {
-    INFLLM_RETURN_IF_ERROR(session->Ingest(ids));
+  while (status.ok() && (engine.position(sequence) == chunk ||
+                         (Clock::now() - start < kEnough && engine.position(sequence) < tokens))) {
+    read();
   }
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  const worker::ModelConfig& config = model.model->config;
+  const int64_t position = engine.position(sequence);
+  engine.Drop(sequence);
+  INFLLM_RETURN_IF_ERROR(status);
   return seconds * Operations(config, tokens) /
-         (Operations(config, session->position()) - Operations(config, chunk));
+         (Operations(config, position) - Operations(config, chunk));
 }
 
 }  // namespace infllm::services

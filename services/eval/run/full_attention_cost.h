@@ -11,9 +11,9 @@ namespace infllm::services {
 // Keys and values of `tokens` tokens.
 int64_t KvBytes(const worker::ModelConfig& model, kernels::DType dtype, int64_t tokens);
 
-// Seconds to read `tokens` tokens. Reads for about a second with `policy`, which must be full
-// attention, and extrapolates by the number of operations.
-absl::StatusOr<double> EstimateReadingSeconds(ModelRuntime& model, worker::AttentionPolicy& policy,
+// Seconds to read `tokens` tokens. Reads for about a second with `engine`, which must attend in
+// full, and extrapolates by the number of operations.
+absl::StatusOr<double> EstimateReadingSeconds(worker::ModelRuntime& model, worker::Engine& engine,
                                               int64_t tokens);
 
 }  // namespace infllm::services

@@ -1,7 +1,6 @@
 #include "services/eval/run/local_subject.h"
 
 #include <algorithm>
-#include <chrono>
 #include <span>
 #include <string>
 #include <utility>
@@ -11,169 +10,25 @@
 #include "kernels/core/status_macros.h"
 #include "services/common/byte_size.h"
 #include "services/common/progress.h"
-#include "services/eval/run/evidence.h"
 #include "services/eval/run/full_attention_cost.h"
-#include "services/eval/run/reading_plan.h"
-#include "services/eval/run/token_ranges.h"
-#include "worker/engine/session.h"
+#include "services/eval/run/interview.h"
+#include "worker/engine/scheduler.h"
 #include "worker/model/available_memory.h"
 
 namespace infllm::services {
 namespace {
 
-using worker::Session;
-
-double SecondsSince(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-absl::Status MeasureMemory(AttentionRuntime& attention, Session& session, Reading& reading) {
-  reading.ram_bytes = session.state().stats().device_bytes;
-  if (attention.store == nullptr) return absl::OkStatus();
-  INFLLM_ASSIGN_OR_RETURN(const memstore::StoreStats stats, attention.store->Stats());
-  reading.ram_bytes += stats.ram_bytes + stats.representative_bytes;
-  reading.cold_bytes = stats.cold_bytes;
-  return absl::OkStatus();
-}
-
-// One call of Ask().
-class Interview {
- public:
-  Interview(ModelRuntime& model, AttentionRuntime& attention, std::span<const Sample> samples,
-            const SubjectEvents& events, const std::atomic<bool>* cancel)
-      : model_(model), attention_(attention), samples_(samples), events_(events), cancel_(cancel) {}
-
-  absl::Status Run() {
-    if (samples_.empty()) return absl::OkStatus();
-    for (const Sample& sample : samples_) {
-      texts_.push_back(model_.model->EncodePrompt(sample.text));
-      for (size_t i = 0; i < sample.questions.size(); ++i) {
-        if (!sample.questions[i].prompt.empty()) continue;
-        return absl::InvalidArgumentError(
-            absl::StrCat("question ", i, " of sample ", sample.id, " has no prompt"));
-      }
-    }
-    INFLLM_ASSIGN_OR_RETURN(auto session, Session::New(*model_.transformer, *attention_.policy));
-    const ReadingNode plan = PlanReading(texts_, session->chunk_tokens());
-    total_ = plan.TokensToRead();
-    return Read(plan, std::move(session));
-  }
-
- private:
-  absl::Status Read(const ReadingNode& node, std::unique_ptr<Session> session) {
-    const auto start = std::chrono::steady_clock::now();
-    const int64_t tokens = node.end - node.begin;
-    INFLLM_RETURN_IF_ERROR(session->Ingest(
-        std::span(texts_[node.text])
-            .subspan(static_cast<size_t>(node.begin), static_cast<size_t>(tokens)),
-        [&](int64_t done) {
-          if (events_.on_progress) events_.on_progress(done_ + done, total_);
-        },
-        cancel_));
-    done_ += tokens;
-    reading_.tokens_read += tokens;
-    reading_.seconds += SecondsSince(start);
-    if (node.children.empty()) return AskQuestions(node.text, *session);
-    for (size_t i = 0; i + 1 < node.children.size(); ++i) {
-      INFLLM_ASSIGN_OR_RETURN(auto fork, session->Fork());
-      INFLLM_RETURN_IF_ERROR(Read(node.children[i], std::move(fork)));
-    }
-    return Read(node.children.back(), std::move(session));
-  }
-
-  absl::Status AskQuestions(size_t index, Session& session) {
-    const Sample& sample = samples_[index];
-    if (events_.on_read) {
-      INFLLM_RETURN_IF_ERROR(MeasureMemory(attention_, session, reading_));
-      INFLLM_RETURN_IF_ERROR(events_.on_read(index, reading_));
-    }
-    reading_ = {};  // what comes next is read for the samples that come next
-    std::vector<TextRange> ranges;
-    for (const Question& question : sample.questions) {
-      ranges.insert(ranges.end(), question.evidence.begin(), question.evidence.end());
-    }
-    const std::vector<TokenRange> passages =
-        LocateTokens(*model_.model->tokenizer, texts_[index], sample.text, ranges);
-    size_t next_passage = 0;
-    for (size_t i = 0; i < sample.questions.size(); ++i) {
-      const size_t count = sample.questions[i].evidence.size();
-      INFLLM_ASSIGN_OR_RETURN(
-          const Answer answer,
-          AskQuestion(sample, sample.questions[i], std::span(passages).subspan(next_passage, count),
-                      session));
-      next_passage += count;
-      if (events_.on_answer) INFLLM_RETURN_IF_ERROR(events_.on_answer(index, i, answer));
-    }
-    texts_[index] = {};  // read for good
-    return absl::OkStatus();
-  }
-
-  // Of a right answer; where all of several are wanted, of all.
-  int64_t AnswerTokens(const Sample& sample, const Question& question) const {
-    size_t tokens = 0;
-    for (const std::string& answer : question.answers) {
-      tokens += model_.model->tokenizer->Encode(answer).size();
-      if (sample.metric != Metric::kAllSubstrings) break;
-    }
-    return static_cast<int64_t>(tokens);
-  }
-
-  absl::StatusOr<Answer> AskQuestion(const Sample& sample, const Question& question,
-                                     std::span<const TokenRange> passages, Session& text) {
-    INFLLM_ASSIGN_OR_RETURN(const auto session, text.Fork());
-    const worker::ModelConfig& config = model_.model->config;
-    const worker::AttentionOptions& options = attention_.policy->options();
-    const worker::Tokenizer& tokenizer = *model_.model->tokenizer;
-    EvidenceWatch watch(passages, options, config.layers);
-    if (!passages.empty()) session->state().set_observer(watch.observer());
-    const std::vector<int32_t> ids = EncodeContinuation(tokenizer, sample.text, question.prompt);
-    Answer answer{.text_tokens = text.position()};
-    const auto decoder = tokenizer.NewStreamDecoder(/*continuation=*/true);
-    INFLLM_ASSIGN_OR_RETURN(
-        const worker::GenerateResult result,
-        worker::Generate(
-            *session, ids,
-            {.max_tokens = sample.max_new_tokens, .stop_ids = model_.model->StopIds()},
-            [&](int32_t token) {
-              answer.output += decoder->Add(token);
-              return true;
-            },
-            nullptr, cancel_));
-    answer.output += decoder->Finish();
-    answer.seconds = result.total_seconds;
-    if (!passages.empty()) {
-      answer.retrieval = watch.Result(text.position() + static_cast<int64_t>(ids.size()) - 1,
-                                      AnswerTokens(sample, question));
-    }
-    const worker::AttentionStats stats = session->state().stats();
-    answer.cache_hits = stats.cache_hits;
-    answer.cache_misses = stats.cache_misses;
-    answer.miss_bytes =
-        stats.cache_misses * (KvBytes(config, model_.dtype, options.block_tokens) / config.layers);
-    return answer;
-  }
-
-  ModelRuntime& model_;
-  AttentionRuntime& attention_;
-  const std::span<const Sample> samples_;
-  const SubjectEvents& events_;
-  const std::atomic<bool>* const cancel_;
-  std::vector<std::vector<int32_t>> texts_;  // tokens
-  int64_t done_ = 0, total_ = 0;
-  Reading reading_;  // since the last sample's text ended
-};
-
 class LocalSubject final : public Subject {
  public:
-  LocalSubject(ModelRuntime& model, AttentionRuntime attention, int64_t max_full_tokens)
-      : model_(model), attention_(std::move(attention)), max_full_tokens_(max_full_tokens) {}
+  LocalSubject(worker::ModelRuntime& model, EngineRuntime runtime, int64_t max_full_tokens)
+      : model_(model), runtime_(std::move(runtime)), max_full_tokens_(max_full_tokens) {}
 
   int64_t CountTokens(std::string_view text) const override {
     return static_cast<int64_t>(model_.model->EncodePrompt(text).size());
   }
 
   std::optional<std::string> CannotRead(int64_t tokens) const override {
-    if (attention_.policy->options().policy != worker::PolicyKind::kFull) return std::nullopt;
+    if (runtime_.engine->attention().policy != worker::PolicyKind::kFull) return std::nullopt;
     const int64_t bytes = KvBytes(model_.model->config, model_.dtype, tokens);
     const std::string needs =
         absl::StrCat("full attention over ", WithThousands(tokens), " tokens would need ",
@@ -182,8 +37,7 @@ class LocalSubject final : public Subject {
       return absl::StrCat(needs, ", and ", FormatByteSize(*available), " of memory are free");
     }
     if (tokens <= max_full_tokens_) return std::nullopt;
-    const absl::StatusOr<double> seconds =
-        EstimateReadingSeconds(model_, *attention_.policy, tokens);
+    const absl::StatusOr<double> seconds = EstimateReadingSeconds(model_, *runtime_.engine, tokens);
     return absl::StrCat(
         needs,
         seconds.ok() ? absl::StrCat(" and about ", HumanSeconds(*seconds), " here") : std::string(),
@@ -192,7 +46,7 @@ class LocalSubject final : public Subject {
 
   absl::Status Ask(std::span<const Sample> samples, const SubjectEvents& events,
                    const std::atomic<bool>* cancel) override {
-    return Interview(model_, attention_, samples, events, cancel).Run();
+    return RunInterview(model_, runtime_, samples, events, cancel);
   }
 
   absl::StatusOr<Reading> Perplexity(
@@ -203,35 +57,43 @@ class LocalSubject final : public Subject {
     std::vector<int32_t> ids = model_.model->EncodePrompt(text);
     ids.resize(std::min(ids.size(), static_cast<size_t>(std::max<int64_t>(most_tokens, 0))));
     const int64_t total = static_cast<int64_t>(ids.size());
-    INFLLM_ASSIGN_OR_RETURN(const auto session,
-                            Session::New(*model_.transformer, *attention_.policy));
-    const auto start = std::chrono::steady_clock::now();
-    INFLLM_RETURN_IF_ERROR(session->Score(
-        ids,
-        [&](int64_t i, std::span<const float> logits) {
-          if (i + 1 == total) return;
-          visit(i + 1, worker::NegativeLogLikelihood(logits, ids[static_cast<size_t>(i) + 1]));
-        },
-        [&](int64_t done) {
-          if (progress) progress(done, total);
-        },
-        cancel));
-    Reading reading{.tokens_read = total, .seconds = SecondsSince(start)};
-    INFLLM_RETURN_IF_ERROR(MeasureMemory(attention_, *session, reading));
+    INFLLM_ASSIGN_OR_RETURN(const worker::SequenceId sequence, runtime_.engine->NewSequence());
+    int64_t position = 0;
+    worker::Outcome outcome;
+    worker::Scheduler scheduler(*runtime_.engine, {.step_tokens = runtime_.step_tokens});
+    scheduler.Add({.sequence = sequence,
+                   .tokens = ids,
+                   .on_scores =
+                       [&](std::span<const worker::StepItem::Score> scores) {
+                         for (const worker::StepItem::Score& score : scores) {
+                           if (++position < total) visit(position, -score.logprob);
+                         }
+                       },
+                   .on_read =
+                       [&](int64_t done) {
+                         if (progress) progress(done, total);
+                       },
+                   .on_done = [&](const worker::Outcome& done) { outcome = done; }});
+    absl::Status status = scheduler.Run(cancel);
+    status.Update(outcome.status);
+    Reading reading{.tokens_read = total, .seconds = outcome.read_seconds};
+    if (status.ok()) status = MeasureMemory(runtime_, sequence, reading);
+    runtime_.engine->Drop(sequence);
+    INFLLM_RETURN_IF_ERROR(status);
     return reading;
   }
 
  private:
-  ModelRuntime& model_;
-  AttentionRuntime attention_;
+  worker::ModelRuntime& model_;
+  EngineRuntime runtime_;
   const int64_t max_full_tokens_;
 };
 
 }  // namespace
 
-std::unique_ptr<Subject> NewLocalSubject(ModelRuntime& model, AttentionRuntime attention,
+std::unique_ptr<Subject> NewLocalSubject(worker::ModelRuntime& model, EngineRuntime runtime,
                                          int64_t max_full_tokens) {
-  return std::make_unique<LocalSubject>(model, std::move(attention), max_full_tokens);
+  return std::make_unique<LocalSubject>(model, std::move(runtime), max_full_tokens);
 }
 
 }  // namespace infllm::services

@@ -9,13 +9,13 @@
 namespace infllm::services {
 
 // A model in this process under one attention policy. Samples that begin with the same tokens share
-// the reading of them, to a multiple of the session's chunk, so answers are those of a session that
-// reads the sample alone, to the bit. `model` has a tokenizer and must outlive the subject.
+// the reading of them, to a multiple of exec_block, so answers are those of a sequence that reads
+// the sample alone, to the bit. `model` has a tokenizer and must outlive the subject.
 //
 // CannotRead() refuses texts above `max_full_tokens` under full attention, whose time grows with
 // the square of the length; it then measures for about a second, so that it can tell how long it
 // would take. It also refuses a text whose keys and values would not fit in memory.
-std::unique_ptr<Subject> NewLocalSubject(ModelRuntime& model, AttentionRuntime attention,
+std::unique_ptr<Subject> NewLocalSubject(worker::ModelRuntime& model, EngineRuntime runtime,
                                          int64_t max_full_tokens);
 
 }  // namespace infllm::services

@@ -37,6 +37,9 @@ struct SubjectEvents {
   // in order; samples may come in any.
   std::function<absl::Status(size_t sample, const Reading&)> on_read;
   std::function<absl::Status(size_t sample, size_t question, const Answer&)> on_answer;
+  // A sample could not be read or asked to the end; others go on. Without it such an error ends
+  // Ask.
+  std::function<void(size_t sample, const absl::Status&)> on_error;
   // Tokens read so far, of how many that these samples need in all.
   std::function<void(int64_t done, int64_t total)> on_progress;
 };

@@ -5,7 +5,7 @@
 
 #include "tests/services/eval/small_model.h"
 #include "tests/support/status_matchers.h"
-#include "worker/engine/session.h"
+#include "worker/engine/engine.h"
 
 namespace infllm::services {
 namespace {
@@ -61,9 +61,9 @@ struct Outcome {
 class LocalSubjectTest : public ::testing::TestWithParam<const char*> {
  protected:
   std::unique_ptr<Subject> NewSubject(int64_t max_full_tokens = 65536) {
-    auto attention = NewAttention(SmallModel(), SmallFlags(GetParam()));
-    EXPECT_OK(attention);
-    return NewLocalSubject(SmallModel(), *std::move(attention), max_full_tokens);
+    auto runtime = NewEngine(SmallModel(), SmallFlags(GetParam()), nullptr);
+    EXPECT_OK(runtime);
+    return NewLocalSubject(SmallModel(), *std::move(runtime), max_full_tokens);
   }
 
   void Ask(Subject& subject, std::span<const Sample> samples, Outcome& outcome) {
@@ -113,48 +113,30 @@ TEST_P(LocalSubjectTest, SharingWhatTextsBeginWithChangesNoAnswer) {
   }
 }
 
-// What the sharing rests on, to the bit.
-TEST_P(LocalSubjectTest, AForkAtAChunkReadsOnAsOneSessionWould) {
-  ModelRuntime& model = SmallModel();
-  ASSERT_OK_AND_ASSIGN(const AttentionRuntime attention,
-                       NewAttention(model, SmallFlags(GetParam())));
-  const std::vector<int32_t> ids = model.model->EncodePrompt(Story(0, 60));
-  ASSERT_GT(ids.size(), 2000u);
-  const auto logits_of = [](worker::Session& session, std::span<const int32_t> tokens) {
-    std::vector<float> logits;
-    EXPECT_OK(session.Score(tokens, [&](int64_t, std::span<const float> row) {
-      logits.insert(logits.end(), row.begin(), row.end());
-    }));
-    return logits;
-  };
-  ASSERT_OK_AND_ASSIGN(const auto whole,
-                       worker::Session::New(*model.transformer, *attention.policy));
-  const std::vector<float> expected = logits_of(*whole, ids);
-  ASSERT_OK_AND_ASSIGN(const auto parent,
-                       worker::Session::New(*model.transformer, *attention.policy));
-  const auto at = static_cast<size_t>(2 * parent->chunk_tokens());
-  ASSERT_OK(parent->Ingest(std::span(ids).first(at)));
-  ASSERT_OK_AND_ASSIGN(const auto branch, parent->Fork());
-  ASSERT_OK(branch->Ingest(std::vector<int32_t>(700, 5)));  // leaves the parent as it was
-  ASSERT_OK_AND_ASSIGN(const auto fork, parent->Fork());
-  const std::vector<float> rest = logits_of(*fork, std::span(ids).subspan(at));
-  ASSERT_LT(rest.size(), expected.size());
-  EXPECT_TRUE(std::equal(rest.begin(), rest.end(), expected.end() - std::ptrdiff_t(rest.size())));
-}
-
 TEST_P(LocalSubjectTest, PerplexityIsThatOfTheFirstTokens) {
   ModelRuntime& model = SmallModel();
   const std::string text = Story(0, 30);
   std::vector<int32_t> ids = model.model->EncodePrompt(text);
   ids.resize(700);
-  ASSERT_OK_AND_ASSIGN(const AttentionRuntime attention,
-                       NewAttention(model, SmallFlags(GetParam())));
-  ASSERT_OK_AND_ASSIGN(const auto session,
-                       worker::Session::New(*model.transformer, *attention.policy));
+  ASSERT_OK_AND_ASSIGN(const EngineRuntime runtime,
+                       NewEngine(model, SmallFlags(GetParam()), nullptr));
+  ASSERT_OK_AND_ASSIGN(const worker::SequenceId sequence, runtime.engine->NewSequence());
   std::vector<double> expected;
-  ASSERT_OK(session->Score(ids, [&](int64_t i, std::span<const float> logits) {
-    if (i + 1 < 700) expected.push_back(worker::NegativeLogLikelihood(logits, ids[size_t(i) + 1]));
-  }));
+  for (size_t at = 0; at < ids.size(); at += 64) {
+    const size_t count = std::min<size_t>(64, ids.size() - at);
+    std::vector<int32_t> targets(
+        ids.begin() + std::ptrdiff_t(at) + 1,
+        ids.begin() + std::ptrdiff_t(std::min(at + count + 1, ids.size())));
+    targets.resize(count, -1);
+    worker::StepItem item{.sequence = sequence,
+                          .tokens = std::span(ids).subspan(at, count),
+                          .want = worker::StepItem::Want::kScores,
+                          .targets = targets};
+    ASSERT_OK(runtime.engine->Step({&item, 1}));
+    ASSERT_OK(item.status);
+    for (const worker::StepItem::Score& score : item.scores) expected.push_back(-score.logprob);
+  }
+  expected.pop_back();
   std::vector<double> nll;
   int64_t done = 0;
   const auto subject = NewSubject();

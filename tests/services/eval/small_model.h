@@ -31,9 +31,9 @@ inline RuntimeFlags SmallFlags(const std::string& policy = "infllm") {
 }
 
 // Loaded once for all tests of a program.
-inline ModelRuntime& SmallModel() {
-  static const std::unique_ptr<ModelRuntime> model = [] {
-    auto loaded = ModelRuntime::Load(SmallFlags(), {});
+inline worker::ModelRuntime& SmallModel() {
+  static const std::unique_ptr<worker::ModelRuntime> model = [] {
+    auto loaded = LoadModel(SmallFlags(), {});
     if (!loaded.ok()) ADD_FAILURE() << loaded.status().ToString();
     return std::move(loaded).value();
   }();
