@@ -3,6 +3,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_linear.h"
 #include "kernels/cpu/layer_ops_simd.h"
 #include "kernels/host_backend.h"
@@ -94,6 +95,12 @@ class CpuBackend : public HostBackend {
         }
       }
     });
+    return absl::OkStatus();
+  }
+
+  absl::Status Attention(Stream, const AttentionArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuAttention(pool_, isa_, args);
     return absl::OkStatus();
   }
 
