@@ -5,9 +5,12 @@
 #include "kernels/core/status_macros.h"
 #include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_linear.h"
+#include "kernels/cpu/cpu_sample.h"
+#include "kernels/cpu/cpu_select.h"
 #include "kernels/cpu/layer_ops_simd.h"
 #include "kernels/host_backend.h"
 #include "kernels/validate_args.h"
+#include "kernels/validate_select.h"
 
 namespace infllm::kernels {
 namespace {
@@ -101,6 +104,41 @@ class CpuBackend : public HostBackend {
   absl::Status Attention(Stream, const AttentionArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Check(args));
     CpuAttention(pool_, isa_, args);
+    return absl::OkStatus();
+  }
+  absl::Status Representatives(Stream, const RepresentativesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuRepresentatives(pool_, isa_, args);
+    return absl::OkStatus();
+  }
+  absl::Status MeanQueries(Stream, const MeanQueriesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuMeanQueries(pool_, isa_, args);
+    return absl::OkStatus();
+  }
+  absl::Status ScoreBlocks(Stream, const ScoreBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuScoreBlocks(pool_, isa_, args);
+    return absl::OkStatus();
+  }
+  absl::Status TopK(Stream, const TopKArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuTopK(pool_, args);
+    return absl::OkStatus();
+  }
+  absl::Status LookUpBlocks(Stream, const LookUpBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuLookUpBlocks(args);
+    return absl::OkStatus();
+  }
+  absl::Status Sample(Stream, const SampleArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuSample(pool_, args);
+    return absl::OkStatus();
+  }
+  absl::Status LogProbs(Stream, const LogProbsArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuLogProbs(pool_, args);
     return absl::OkStatus();
   }
 

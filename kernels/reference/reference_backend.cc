@@ -9,7 +9,10 @@
 #include "kernels/core/status_macros.h"
 #include "kernels/host_backend.h"
 #include "kernels/reference/reference_attention.h"
+#include "kernels/reference/reference_sample.h"
+#include "kernels/reference/reference_select.h"
 #include "kernels/validate_args.h"
+#include "kernels/validate_select.h"
 
 namespace infllm::kernels {
 namespace {
@@ -177,6 +180,41 @@ class ReferenceBackend : public HostBackend {
   absl::Status Attention(Stream, const AttentionArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Check(args));
     ReferenceAttention(args);
+    return absl::OkStatus();
+  }
+  absl::Status Representatives(Stream, const RepresentativesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceRepresentatives(args);
+    return absl::OkStatus();
+  }
+  absl::Status MeanQueries(Stream, const MeanQueriesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceMeanQueries(args);
+    return absl::OkStatus();
+  }
+  absl::Status ScoreBlocks(Stream, const ScoreBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceScoreBlocks(args);
+    return absl::OkStatus();
+  }
+  absl::Status TopK(Stream, const TopKArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceTopK(args);
+    return absl::OkStatus();
+  }
+  absl::Status LookUpBlocks(Stream, const LookUpBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceLookUpBlocks(args);
+    return absl::OkStatus();
+  }
+  absl::Status Sample(Stream, const SampleArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceSample(args);
+    return absl::OkStatus();
+  }
+  absl::Status LogProbs(Stream, const LogProbsArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceLogProbs(args);
     return absl::OkStatus();
   }
 };
