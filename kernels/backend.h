@@ -6,8 +6,7 @@
 //    comment gives its shape. Pointers are to device memory unless said otherwise.
 //  * Operations are enqueued on a stream (kernels/device.h).
 //  * Each tensor has a dtype. A backend refuses those that it does not compute; kF32 activations
-//  are
-//    always possible. An operation may round inside to the dtype of its weights.
+//    are always possible. An operation may round inside to the dtype of its weights.
 //  * Nothing to do (zero rows, no items) is valid.
 //  * INVALID_ARGUMENT names what is unsupported or inconsistent (value and limit);
 //    UNIMPLEMENTED an operation that the backend does not have; INTERNAL is a device failure.
@@ -25,28 +24,7 @@
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 #include "kernels/device.h"
-#include "kernels/ops/attention.h"
-#include "kernels/ops/layer.h"
-#include "kernels/ops/linear.h"
-#include "kernels/ops/sample.h"
-#include "kernels/ops/select.h"
-
-// Every operation, declared once: X(Name), whose arguments are NameArgs. Backend, the plugin's C
-// table, and whatever forwards or counts operations are made from this list.
-#define INFLLM_KERNEL_OPS(X) \
-  X(Linear)                  \
-  X(RmsNorm)                 \
-  X(SiluMul)                 \
-  X(GatherRows)              \
-  X(RotateAndStore)          \
-  X(Attention)               \
-  X(Representatives)         \
-  X(MeanQueries)             \
-  X(ScoreBlocks)             \
-  X(TopK)                    \
-  X(LookUpBlocks)            \
-  X(Sample)                  \
-  X(LogProbs)
+#include "kernels/ops.h"
 
 namespace infllm::kernels {
 

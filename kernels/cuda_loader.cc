@@ -59,60 +59,63 @@ class CudaBackend final : public Backend {
     return Buffer(data, bytes,
                   [&plugin = plugin_, device = device_](void* p) { plugin.free(device, p); });
   }
-  absl::Status Upload(void* device, const void* host, size_t bytes) override {
-    INFLLM_RETURN_IF_ERROR(ValidateCopy("Upload", device, host, bytes));
-    return Call(plugin_.upload, device_, device, host, bytes);
-  }
-  absl::Status Download(void* host, const void* device, size_t bytes) override {
-    INFLLM_RETURN_IF_ERROR(ValidateCopy("Download", host, device, bytes));
-    return Call(plugin_.download, device_, host, device, bytes);
-  }
-  absl::Status Zero(void* device, size_t bytes) override {
-    INFLLM_RETURN_IF_ERROR(ValidateCopy("Zero", device, device, bytes));
-    return Call(plugin_.zero, device_, device, bytes);
-  }
-  absl::Status Synchronize() override { return Call(plugin_.synchronize, device_); }
-
-  absl::Status RmsNorm(const RmsNormArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    const cuda::RmsNormParams params = {.x = args.x,
-                                        .weight = args.weight,
-                                        .y = args.y,
-                                        .rows = args.rows,
-                                        .width = args.width,
-                                        .eps = args.eps};
-    return Call(plugin_.rms_norm, device_, &params);
+  absl::StatusOr<Buffer> AllocateHost(size_t bytes) override {
+    void* data = nullptr;
+    INFLLM_RETURN_IF_ERROR(Call(plugin_.allocate_host, device_, bytes, &data));
+    return Buffer(data, bytes,
+                  [&plugin = plugin_, device = device_](void* p) { plugin.free_host(device, p); });
   }
 
-  absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(std::span<const WeightSource>, int64_t,
-                                                           DType) override {
+  absl::StatusOr<Stream> NewStream() override {
+    Stream stream = kMainStream;
+    INFLLM_RETURN_IF_ERROR(Call(plugin_.new_stream, device_, &stream));
+    return stream;
+  }
+  absl::StatusOr<Event> NewEvent() override {
+    Event event = {};
+    INFLLM_RETURN_IF_ERROR(Call(plugin_.new_event, device_, &event));
+    return event;
+  }
+  absl::Status Record(Stream stream, Event event) override {
+    return Call(plugin_.record, device_, stream, event);
+  }
+  absl::Status Wait(Stream stream, Event event) override {
+    return Call(plugin_.wait, device_, stream, event);
+  }
+  absl::Status Synchronize(Stream stream) override {
+    return Call(plugin_.synchronize, device_, stream);
+  }
+
+  absl::Status Copy(Stream stream, void* to, const void* from, size_t bytes) override {
+    INFLLM_RETURN_IF_ERROR(ValidateCopy(to, from, bytes));
+    return Call(plugin_.copy, device_, stream, to, from, bytes);
+  }
+  absl::Status Zero(Stream stream, void* device, size_t bytes) override {
+    INFLLM_RETURN_IF_ERROR(ValidateZero(device, bytes));
+    return Call(plugin_.zero, device_, stream, device, bytes);
+  }
+
+  absl::StatusOr<Weight> PackWeight(std::span<const WeightSource>, int64_t, DType) override {
     return Missing("PackWeight");
   }
-  absl::Status Linear(const LinearArgs&) override { return Missing("Linear"); }
-  absl::Status Rope(const RopeArgs&) override { return Missing("Rope"); }
-  absl::Status SiluMul(const float*, float*, int64_t, int64_t) override {
-    return Missing("SiluMul");
+
+#define INFLLM_FORWARD_OP(Name)                                       \
+  absl::Status Name(Stream stream, const Name##Args& args) override { \
+    return Run(#Name, plugin_.Name, stream, args);                    \
   }
-  absl::Status CopyColumns(const float*, int64_t, int64_t, float*, int64_t, int64_t, int64_t,
-                           int64_t) override {
-    return Missing("CopyColumns");
-  }
-  absl::Status StorePage(const StorePageArgs&) override { return Missing("StorePage"); }
-  absl::Status RotatePage(const RotatePageArgs&) override { return Missing("RotatePage"); }
-  absl::Status Attention(const AttentionArgs&) override { return Missing("Attention"); }
-  absl::Status Representatives(const RepresentativeArgs&) override {
-    return Missing("Representatives");
-  }
-  absl::Status MeanQuery(const MeanQueryArgs&) override { return Missing("MeanQuery"); }
-  absl::Status ScoreBlocks(const ScoreBlocksArgs&) override { return Missing("ScoreBlocks"); }
-  absl::Status TopK(const float*, int64_t, int64_t, std::span<int64_t>) override {
-    return Missing("TopK");
-  }
+  INFLLM_KERNEL_OPS(INFLLM_FORWARD_OP)
+#undef INFLLM_FORWARD_OP
 
  private:
   static absl::Status Missing(const char* op) {
     return absl::UnimplementedError(
         absl::StrCat("cuda: ", op, " has no CUDA kernel yet; use the CPU"));
+  }
+  template <typename Entry, typename Args>
+  absl::Status Run(const char* op, Entry entry, Stream stream, const Args& args) {
+    if (entry == nullptr) return Missing(op);
+    if constexpr (requires { Validate(args); }) INFLLM_RETURN_IF_ERROR(Validate(args));
+    return Call(entry, device_, stream, &args);
   }
 
   const cuda::PluginTable& plugin_;

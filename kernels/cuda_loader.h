@@ -17,8 +17,8 @@ std::string CudaPluginPath();
 //   UNAVAILABLE  the message says which: no plugin file at the path, one that cannot be loaded or
 //                is of another build, no NVIDIA driver (or too old), no device (or too old).
 //
-// So far the backend has its memory operations (Allocate, Upload, Download, Zero, Synchronize) and
-// RmsNorm. Every other operation returns UNIMPLEMENTED with its name, so no model runs on it yet.
+// So far the backend has its memory, streams and events, and RmsNorm in kF32. Every other operation
+// returns UNIMPLEMENTED with its name, so no model runs on it yet.
 absl::StatusOr<std::unique_ptr<Backend>> NewCudaBackend(
     const std::string& plugin_path = CudaPluginPath());
 

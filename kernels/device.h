@@ -1,9 +1,9 @@
 // Memory, streams and events of a device: what every operation of kernels/backend.h runs on.
 //
 //  * Operations are enqueued on a stream and run in the order of the calls; a call may return
-//  before
-//    its operation has begun. Only Backend::Synchronize waits. So whatever an operation's arguments
-//    point to must live, and must not be changed by the host, until the stream has been waited for.
+//    before its operation has begun. Only Backend::Synchronize waits. So whatever an operation's
+//    arguments point to must live, and must not be changed by the host, until the stream has been
+//    waited for.
 //  * *Shared memory* is memory that both host and device read and write at the same address
 //    (Backend::AllocateHost): lists of items, page tables, results that the host looks at.
 //  * Streams run beside each other; an event recorded on one can be waited for by another.

@@ -3,7 +3,7 @@
 #include <cstddef>
 
 #include "absl/status/statusor.h"
-#include "kernels/backend.h"
+#include "kernels/device.h"
 
 namespace infllm::kernels {
 

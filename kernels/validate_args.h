@@ -11,24 +11,28 @@
 
 namespace infllm::kernels {
 
-// Whether the weight was packed by the calling backend, only that backend can tell.
+// The fields of the arguments, not what they point to: on a device, an earlier operation may still
+// have to write that. Whether a weight was packed by the calling backend, only that backend can
+// tell.
 absl::Status Validate(const LinearArgs& args);
 absl::Status Validate(const RmsNormArgs& args);
-absl::Status Validate(const RopeArgs& args);
-absl::Status Validate(const StorePageArgs& args);
-absl::Status Validate(const RotatePageArgs& args);
+absl::Status Validate(const SiluMulArgs& args);
+absl::Status Validate(const GatherRowsArgs& args);
+absl::Status Validate(const RotateAndStoreArgs& args);
 absl::Status Validate(const AttentionArgs& args);
-absl::Status Validate(const RepresentativeArgs& args);
-absl::Status Validate(const MeanQueryArgs& args);
-absl::Status Validate(const ScoreBlocksArgs& args);
-absl::Status ValidateSiluMul(const float* gate_up, const float* out, int64_t rows, int64_t width);
-absl::Status ValidateCopyColumns(const float* src, int64_t src_width, int64_t src_column,
-                                 const float* dst, int64_t dst_width, int64_t dst_column,
-                                 int64_t rows, int64_t width);
-absl::Status ValidateTopK(const float* scores, int64_t n, int64_t k,
-                          std::span<const int64_t> out_indices);
-absl::Status ValidateCopy(const char* op, const void* to, const void* from, size_t bytes);
-absl::Status ValidatePackWeight(std::span<const Backend::WeightSource> sources, int64_t in_features,
+
+// For backends of the host, which compute at once and in kF32: the lists that the arguments point
+// to, and that all activations are kF32. After Validate.
+absl::Status ValidateForHost(const LinearArgs& args);
+absl::Status ValidateForHost(const RmsNormArgs& args);
+absl::Status ValidateForHost(const SiluMulArgs& args);
+absl::Status ValidateForHost(const GatherRowsArgs& args);
+absl::Status ValidateForHost(const RotateAndStoreArgs& args);
+absl::Status ValidateForHost(const AttentionArgs& args);
+
+absl::Status ValidateCopy(const void* to, const void* from, size_t bytes);
+absl::Status ValidateZero(const void* device, size_t bytes);
+absl::Status ValidatePackWeight(std::span<const WeightSource> sources, int64_t in_features,
                                 DType compute);
 
 }  // namespace infllm::kernels

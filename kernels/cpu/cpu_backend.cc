@@ -1,13 +1,15 @@
 #include <algorithm>
-#include <cstring>
+#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
-#include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_linear.h"
+#include "kernels/cpu/cpu_sample.h"
+#include "kernels/cpu/cpu_select.h"
 #include "kernels/cpu/layer_ops_simd.h"
-#include "kernels/host_memory.h"
+#include "kernels/host_backend.h"
 #include "kernels/validate_args.h"
+#include "kernels/validate_select.h"
 
 namespace infllm::kernels {
 namespace {
@@ -30,159 +32,141 @@ const LayerKernels& KernelsFor(Isa isa) {
   }
 }
 
-class CpuBackend : public Backend {
+class CpuBackend : public HostBackend {
  public:
   CpuBackend(ThreadPool& pool, Isa isa)
       : pool_(pool), isa_(isa), kernels_(KernelsFor(isa)), linear_(pool, isa) {}
 
   std::string_view name() const override { return "cpu"; }
-  bool host_accessible() const override { return true; }
   DType preferred_dtype() const override { return linear_.has_bf16() ? DType::kBF16 : DType::kF32; }
 
-  absl::StatusOr<Buffer> Allocate(size_t bytes) override { return AllocateHost(bytes); }
-  absl::Status Upload(void* device, const void* host, size_t bytes) override {
-    return Copy("Upload", device, host, bytes);
-  }
-  absl::Status Download(void* host, const void* device, size_t bytes) override {
-    return Copy("Download", host, device, bytes);
-  }
-  absl::Status Zero(void* device, size_t bytes) override {
-    INFLLM_RETURN_IF_ERROR(ValidateCopy("Zero", device, device, bytes));
-    if (bytes > 0) std::memset(device, 0, bytes);
-    return absl::OkStatus();
-  }
-  absl::Status Synchronize() override { return absl::OkStatus(); }
-
-  absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(std::span<const WeightSource> sources,
-                                                           int64_t in_features,
-                                                           DType compute) override {
+  absl::StatusOr<Weight> PackWeight(std::span<const WeightSource> sources, int64_t in_features,
+                                    DType compute) override {
     INFLLM_RETURN_IF_ERROR(ValidatePackWeight(sources, in_features, compute));
     return linear_.Pack(sources, in_features, compute);
   }
-  absl::Status Linear(const LinearArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
+  absl::Status Linear(Stream, const LinearArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
     return linear_.Multiply(args);
   }
 
-  absl::Status RmsNorm(const RmsNormArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
+  absl::Status RmsNorm(Stream, const RmsNormArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    const auto* x = static_cast<const float*>(args.x);
+    auto* y = static_cast<float*>(args.y);
     ForRows(args.rows, args.width, [&](int64_t begin, int64_t rows) {
-      kernels_.rms_norm(args.x + begin * args.width, args.weight, args.y + begin * args.width, rows,
+      kernels_.rms_norm(x + begin * args.width, args.weight, y + begin * args.width, rows,
                         args.width, args.eps);
     });
     return absl::OkStatus();
   }
 
-  absl::Status Rope(const RopeArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    const int64_t width = args.heads * args.head_dim;
-    const int64_t table_stride = args.table_step * args.head_dim;
-    ForRows(args.rows, width, [&](int64_t begin, int64_t rows) {
-      kernels_.rope(args.x + begin * width, args.table + begin * table_stride, table_stride,
-                    args.y + begin * width, rows, args.heads, args.head_dim);
+  absl::Status SiluMul(Stream, const SiluMulArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    const auto* gate_up = static_cast<const float*>(args.gate_up);
+    auto* out = static_cast<float*>(args.out);
+    ForRows(args.rows, args.width, [&](int64_t begin, int64_t rows) {
+      kernels_.silu_mul(gate_up + begin * 2 * args.width, out + begin * args.width, rows,
+                        args.width);
     });
     return absl::OkStatus();
   }
 
-  absl::Status SiluMul(const float* gate_up, float* out, int64_t rows, int64_t width) override {
-    INFLLM_RETURN_IF_ERROR(ValidateSiluMul(gate_up, out, rows, width));
-    ForRows(rows, width, [&](int64_t begin, int64_t count) {
-      kernels_.silu_mul(gate_up + begin * 2 * width, out + begin * width, count, width);
-    });
-    return absl::OkStatus();
-  }
-
-  absl::Status CopyColumns(const float* src, int64_t src_width, int64_t src_column, float* dst,
-                           int64_t dst_width, int64_t dst_column, int64_t rows,
-                           int64_t width) override {
-    INFLLM_RETURN_IF_ERROR(
-        ValidateCopyColumns(src, src_width, src_column, dst, dst_width, dst_column, rows, width));
-    if (width == 0) return absl::OkStatus();
-    ForRows(rows, width, [&](int64_t begin, int64_t count) {
-      for (int64_t r = begin; r < begin + count; ++r) {
-        std::memcpy(dst + r * dst_width + dst_column, src + r * src_width + src_column,
-                    width * sizeof(float));
+  absl::Status GatherRows(Stream, const GatherRowsArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    const auto* x = static_cast<const float*>(args.x);
+    auto* out = static_cast<float*>(args.out);
+    ForRows(args.rows, args.width, [&](int64_t begin, int64_t rows) {
+      for (int64_t r = begin; r < begin + rows; ++r) {
+        std::copy_n(x + args.index[r] * args.width, args.width, out + r * args.width);
       }
     });
     return absl::OkStatus();
   }
 
-  absl::Status StorePage(const StorePageArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    const int64_t dim = args.head_dim;
-    ForRows(args.tokens * args.heads, dim, [&](int64_t begin, int64_t count) {
-      for (int64_t row = begin; row < begin + count; ++row) {
-        const float* src = args.src + row * dim;
-        const int64_t to = row % args.heads * args.head_stride + row / args.heads * dim;
-        if (args.dtype == DType::kF32) {
-          std::memcpy(static_cast<float*>(args.dst) + to, src, dim * sizeof(float));
+  absl::Status RotateAndStore(Stream, const RotateAndStoreArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    const int64_t width = (args.q_heads + 2 * args.page.kv_heads) * args.page.head_dim;
+    ForRows(args.rows, width, [&](int64_t begin, int64_t rows) {
+      for (int64_t r = begin; r < begin + rows; ++r) {
+        RotateQueries(args, r, width);
+        if (args.page.dtype == DType::kF32) {
+          StoreKeysAndValues(args, r, width, kernels_.rotate, CopyFloats);
         } else {
-          kernels_.to_bf16(src, dim, static_cast<uint16_t*>(args.dst) + to);
+          StoreKeysAndValues(args, r, width, kernels_.rotate_to_bf16, kernels_.to_bf16);
         }
       }
     });
     return absl::OkStatus();
   }
 
-  absl::Status RotatePage(const RotatePageArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    if (args.dtype == DType::kF32) {
-      RotateKeys<float>(args, kernels_.rope);
-    } else {
-      RotateKeys<uint16_t>(args, kernels_.rope_bf16);
-    }
+  absl::Status Representatives(Stream, const RepresentativesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuRepresentatives(pool_, isa_, args);
     return absl::OkStatus();
   }
-
-  absl::Status Attention(const AttentionArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    CpuAttention(pool_, isa_, args);
+  absl::Status MeanQueries(Stream, const MeanQueriesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuMeanQueries(pool_, isa_, args);
     return absl::OkStatus();
   }
-  absl::Status Representatives(const RepresentativeArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    CpuRepresentatives(isa_, args);
-    return absl::OkStatus();
-  }
-  absl::Status MeanQuery(const MeanQueryArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    CpuMeanQuery(pool_, isa_, args);
-    return absl::OkStatus();
-  }
-  absl::Status ScoreBlocks(const ScoreBlocksArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
+  absl::Status ScoreBlocks(Stream, const ScoreBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
     CpuScoreBlocks(pool_, isa_, args);
     return absl::OkStatus();
   }
-  absl::Status TopK(const float* scores, int64_t n, int64_t k,
-                    std::span<int64_t> out_indices) override {
-    INFLLM_RETURN_IF_ERROR(ValidateTopK(scores, n, k, out_indices));
-    CpuTopK(scores, n, k, out_indices);
+  absl::Status TopK(Stream, const TopKArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuTopK(pool_, args);
+    return absl::OkStatus();
+  }
+  absl::Status LookUpBlocks(Stream, const LookUpBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuLookUpBlocks(args);
+    return absl::OkStatus();
+  }
+  absl::Status Sample(Stream, const SampleArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuSample(pool_, args);
+    return absl::OkStatus();
+  }
+  absl::Status LogProbs(Stream, const LogProbsArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuLogProbs(pool_, args);
     return absl::OkStatus();
   }
 
  private:
-  static absl::Status Copy(const char* op, void* to, const void* from, size_t bytes) {
-    INFLLM_RETURN_IF_ERROR(ValidateCopy(op, to, from, bytes));
-    if (bytes > 0) std::memcpy(to, from, bytes);
-    return absl::OkStatus();
+  static void CopyFloats(const float* src, int64_t n, float* dst) { std::copy_n(src, n, dst); }
+
+  void RotateQueries(const RotateAndStoreArgs& args, int64_t row, int64_t width) const {
+    const int64_t dim = args.page.head_dim, q_width = args.q_heads * dim;
+    const float* q = static_cast<const float*>(args.qkv) + row * width;
+    kernels_.rotate(q, args.angles + row * dim, args.q_heads, dim,
+                    static_cast<float*>(args.q_near) + row * q_width, dim);
+    if (args.far_angle == nullptr) return;
+    kernels_.rotate(q, args.far_angle, args.q_heads, dim,
+                    static_cast<float*>(args.q_far) + row * q_width, dim);
   }
 
   // T is float, or the bits of bf16.
-  template <typename T, typename Rope>
-  void RotateKeys(const RotatePageArgs& args, Rope rope) {
-    const int64_t tokens = args.tokens, dim = args.head_dim;
-    ForRows(args.kv_heads * tokens, dim, [&](int64_t begin, int64_t count) {
-      for (int64_t row = begin, end = begin + count; row < end;) {  // a KV head at a time
-        const int64_t head = row / tokens, token = row % tokens;
-        const int64_t here = std::min(end - row, tokens - token);
-        rope(static_cast<const T*>(args.k) + head * args.head_stride + token * dim,
-             args.table + token * dim, dim,
-             static_cast<T*>(args.out) + head * args.out_head_stride + token * dim, here,
-             /*heads=*/1, dim);
-        row += here;
-      }
-    });
+  template <typename T>
+  void StoreKeysAndValues(const RotateAndStoreArgs& args, int64_t row, int64_t width,
+                          void (*rotate)(const float*, const float*, int64_t, int64_t, T*, int64_t),
+                          void (*store)(const float*, int64_t, T*)) const {
+    const PageShape& page = args.page;
+    const int64_t dim = page.head_dim, slot = args.slots[row];
+    const float* k = static_cast<const float*>(args.qkv) + row * width + args.q_heads * dim;
+    const float* v = k + page.kv_heads * dim;
+    auto* to = reinterpret_cast<T*>(args.pages[row] + args.layer_offset);
+    const int64_t rotated_stride =
+        page.rotated_behind ? page.head_elements() : 2 * page.head_elements();
+    rotate(k, args.angles + row * dim, page.kv_heads, dim, to + page.rotated_key(0, slot),
+           rotated_stride);
+    for (int64_t h = 0; h < page.kv_heads; ++h) {
+      if (page.rotated_behind) store(k + h * dim, dim, to + page.key(h, slot));
+      store(v + h * dim, dim, to + page.value(h, slot));
+    }
   }
 
   // body(first row, rows) over chunks of about kChunkElements.

@@ -28,43 +28,16 @@ const GemmKernels& KernelsFor(Isa isa) {
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-class CpuPackedWeight : public PackedWeight {
- public:
-  CpuPackedWeight(const GemmKernels& kernels, const GemmFormat& format, Buffer data,
-                  int64_t out_features, int64_t in_features)
-      : kernels_(kernels),
-        format_(format),
-        data_(std::move(data)),
-        out_features_(out_features),
-        in_features_(in_features) {}
-  int64_t out_features() const override { return out_features_; }
-  int64_t in_features() const override { return in_features_; }
-  size_t size_bytes() const override { return data_.size_bytes(); }
-
-  const GemmKernels& kernels() const { return kernels_; }
-  const GemmFormat& format() const { return format_; }
-  const float* panels() const { return data_.as<float>(); }
-  int64_t panel_count() const { return CeilDiv(out_features_, kernels_.panel_width); }
-  int64_t words() const { return CeilDiv(in_features_, format_.values_per_word); }
-
- private:
-  const GemmKernels& kernels_;
-  const GemmFormat& format_;
-  Buffer data_;
-  int64_t out_features_;
-  int64_t in_features_;
-};
-
 // Packs one panel of the stacked sources, `first_row` being its first output feature.
 void PackPanel(const GemmKernels& kernels, const GemmFormat& format,
-               std::span<const Backend::WeightSource> sources, int64_t in_features, bool round,
+               std::span<const WeightSource> sources, int64_t in_features, bool round,
                int64_t first_row, float* panel) {
   constexpr int64_t kPiece = 512;  // columns: the converted piece stays in the first cache level
   std::vector<float> piece(kernels.panel_width * kPiece);  // rows past the last stay zero
   for (int64_t k = 0; k < in_features; k += kPiece) {
     const int64_t columns = std::min(kPiece, in_features - k);
     int64_t filled = 0, source_first = 0;
-    for (const Backend::WeightSource& source : sources) {
+    for (const WeightSource& source : sources) {
       const auto* host = static_cast<const std::byte*>(source.host);
       while (filled < kernels.panel_width &&
              first_row + filled < source_first + source.out_features) {
@@ -93,16 +66,22 @@ bool IsSmall(int64_t rows, int64_t words, int64_t out_features) {
 
 }  // namespace
 
-CpuLinear::CpuLinear(ThreadPool& pool, Isa isa) : pool_(pool), kernels_(KernelsFor(isa)) {}
+CpuLinear::CpuLinear(ThreadPool& pool, Isa isa)
+    : pool_(pool), isa_(isa), kernels_(KernelsFor(isa)) {}
 
 bool CpuLinear::has_bf16() const { return kernels_.bf16.multiply != nullptr; }
 
-absl::StatusOr<std::unique_ptr<PackedWeight>> CpuLinear::Pack(
-    std::span<const Backend::WeightSource> sources, int64_t in_features, DType compute) {
+uint64_t CpuLinear::LayoutOf(const GemmFormat& format) const {
+  constexpr uint64_t kMark = 0x637075;  // "cpu"
+  return kMark << 16 | static_cast<uint64_t>(isa_) << 8 | (&format == &kernels_.bf16 ? 1 : 0);
+}
+
+absl::StatusOr<Weight> CpuLinear::Pack(std::span<const WeightSource> sources, int64_t in_features,
+                                       DType compute) {
   const GemmFormat& format = compute == DType::kBF16 && has_bf16() ? kernels_.bf16 : kernels_.f32;
   const bool round = compute == DType::kBF16;
   int64_t out_features = 0;
-  for (const Backend::WeightSource& source : sources) out_features += source.out_features;
+  for (const WeightSource& source : sources) out_features += source.out_features;
   const int64_t panels = CeilDiv(out_features, kernels_.panel_width);
   const int64_t panel_floats = CeilDiv(in_features, format.values_per_word) * kernels_.panel_width;
   INFLLM_ASSIGN_OR_RETURN(Buffer data, AllocateHost(panels * panel_floats * sizeof(float)));
@@ -113,8 +92,8 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> CpuLinear::Pack(
                 packed + panel * panel_floats);
     }
   });
-  return std::make_unique<CpuPackedWeight>(kernels_, format, std::move(data), out_features,
-                                           in_features);
+  const PackedWeight weight = {packed, out_features, in_features, LayoutOf(format)};
+  return Weight{std::move(data), weight};
 }
 
 absl::StatusOr<float*> CpuLinear::Scratch(int64_t floats) {
@@ -127,25 +106,27 @@ absl::StatusOr<float*> CpuLinear::Scratch(int64_t floats) {
 }
 
 absl::Status CpuLinear::Multiply(const LinearArgs& args) {
-  const auto* weight = dynamic_cast<const CpuPackedWeight*>(args.weight);
-  if (weight == nullptr || &weight->kernels() != &kernels_) {
+  const PackedWeight& weight = args.weight;
+  const bool is_bf16 = has_bf16() && weight.layout == LayoutOf(kernels_.bf16);
+  if (!is_bf16 && weight.layout != LayoutOf(kernels_.f32)) {
     return absl::InvalidArgumentError(
         "Linear: weight was packed by another backend or for another instruction set");
   }
   if (args.rows == 0) return absl::OkStatus();
-  const GemmFormat& format = weight->format();
-  const int64_t in = weight->in_features(), words = weight->words();
+  const GemmFormat& format = is_bf16 ? kernels_.bf16 : kernels_.f32;
+  const auto* x = static_cast<const float*>(args.x);
+  const int64_t in = weight.in_features, words = CeilDiv(in, format.values_per_word);
   const int64_t tiles = TileCount(args.rows, kernels_.max_tile_rows);
-  const int64_t panels = weight->panel_count();
-  const bool small = IsSmall(args.rows, words, weight->out_features());
+  const int64_t panels = CeilDiv(weight.out_features, kernels_.panel_width);
+  const bool small = IsSmall(args.rows, words, weight.out_features);
 
   GemmTask whole;
-  whole.weights = weight->panels();
+  whole.weights = static_cast<const float*>(weight.data);
   whole.bias = args.bias;
-  whole.y = args.y;
+  whole.y = static_cast<float*>(args.y);
   whole.rows = args.rows;
   whole.words = words;
-  whole.out_features = weight->out_features();
+  whole.out_features = weight.out_features;
   whole.accumulate = args.accumulate;
   whole.first_tile = 0;
   whole.end_tile = tiles;
@@ -154,14 +135,14 @@ absl::Status CpuLinear::Multiply(const LinearArgs& args) {
 
   std::lock_guard lock(mutex_);
   if (args.rows == 1 && format.values_per_word == 1) {
-    whole.x = args.x;  // is its own packed tile
+    whole.x = x;  // is its own packed tile
   } else {
     INFLLM_ASSIGN_OR_RETURN(float* const packed, Scratch(args.rows * words));
     const auto pack = [&](int64_t begin, int64_t end, int) {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t row = TileStart(args.rows, tiles, tile);
         const int64_t height = TileStart(args.rows, tiles, tile + 1) - row;
-        format.pack(args.x + row * in, in, height, in, packed + row * words);
+        format.pack(x + row * in, in, height, in, packed + row * words);
       }
     };
     // About 10 us of packing per chunk.

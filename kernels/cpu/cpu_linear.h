@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <span>
 
@@ -16,6 +15,7 @@
 
 namespace infllm::kernels {
 
+struct GemmFormat;
 struct GemmKernels;
 
 // Thread-safe; products run one after the other.
@@ -26,15 +26,18 @@ class CpuLinear {
   // bf16 weights are multiplied as bf16 where the instruction set can (Avx512Bf16), activations
   // being rounded too; elsewhere the rounded weights are kept and multiplied as floats.
   bool has_bf16() const;
-  absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(std::span<const Backend::WeightSource> sources,
-                                                     int64_t in_features, DType compute);
+  absl::StatusOr<Weight> Pack(std::span<const WeightSource> sources, int64_t in_features,
+                              DType compute);
   // INVALID_ARGUMENT: the weight was packed by another kind of backend or instruction set.
   absl::Status Multiply(const LinearArgs& args);
 
  private:
   absl::StatusOr<float*> Scratch(int64_t floats);
+  // PackedWeight::layout of a format of this instruction set.
+  uint64_t LayoutOf(const GemmFormat& format) const;
 
   ThreadPool& pool_;
+  const Isa isa_;
   const GemmKernels& kernels_;
   std::mutex mutex_;
   Buffer packed_x_;  // grows to the largest product seen

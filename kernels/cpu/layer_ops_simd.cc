@@ -39,18 +39,16 @@ void RmsNorm(const float* x, const float* weight, float* y, int64_t rows, int64_
 }
 
 template <typename T>
-void Rope(const T* x, const float* table, int64_t table_stride, T* y, int64_t rows, int64_t heads,
-          int64_t head_dim) {
+void Rotate(const float* x, const float* angle, int64_t heads, int64_t head_dim, T* y,
+            int64_t y_stride) {
   const int64_t half = head_dim / 2;
-  for (int64_t r = 0; r < rows; ++r, table += table_stride) {
-    for (int64_t h = 0; h < heads; ++h, x += head_dim, y += head_dim) {
-      for (int64_t i = 0; i < half; i += kLanes) {
-        const int here = LanesLeft(half, i);
-        const VecF c = LoadPartial(table + i, here), s = LoadPartial(table + half + i, here);
-        const VecF low = LoadPartial(x + i, here), high = LoadPartial(x + half + i, here);
-        StorePartial(y + i, low * c - high * s, here);
-        StorePartial(y + half + i, high * c + low * s, here);
-      }
+  for (int64_t h = 0; h < heads; ++h, x += head_dim, y += y_stride) {
+    for (int64_t i = 0; i < half; i += kLanes) {
+      const int here = LanesLeft(half, i);
+      const VecF c = LoadPartial(angle + i, here), s = LoadPartial(angle + half + i, here);
+      const VecF low = LoadPartial(x + i, here), high = LoadPartial(x + half + i, here);
+      StorePartial(y + i, low * c - high * s, here);
+      StorePartial(y + half + i, high * c + low * s, here);
     }
   }
 }
@@ -75,6 +73,6 @@ void RowToBf16(const float* src, int64_t n, uint16_t* dst) {
 
 }  // namespace
 
-const LayerKernels kLayerKernels = {RmsNorm, Rope<float>, Rope<uint16_t>, SiluMul, RowToBf16};
+const LayerKernels kLayerKernels = {RmsNorm, Rotate<float>, Rotate<uint16_t>, SiluMul, RowToBf16};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -1,5 +1,5 @@
 // The inner loops of the small ops between the products, one table per instruction set. Plain data
-// only: this header is also compiled for AVX-512. See kernels/backend.h for what each computes.
+// only: this header is also compiled for AVX-512. See kernels/ops/ for what each computes.
 // Nothing here is validated; cpu_backend.cc is the only caller.
 #pragma once
 
@@ -10,11 +10,11 @@ namespace infllm::kernels {
 struct LayerKernels {
   void (*rms_norm)(const float* x, const float* weight, float* y, int64_t rows, int64_t width,
                    float eps);
-  // The table advances by `table_stride` floats per row.
-  void (*rope)(const float* x, const float* table, int64_t table_stride, float* y, int64_t rows,
-               int64_t heads, int64_t head_dim);
-  void (*rope_bf16)(const uint16_t* x, const float* table, int64_t table_stride, uint16_t* y,
-                    int64_t rows, int64_t heads, int64_t head_dim);
+  // Rotates each head by `angle` [head_dim]. Heads of y are `y_stride` elements apart.
+  void (*rotate)(const float* x, const float* angle, int64_t heads, int64_t head_dim, float* y,
+                 int64_t y_stride);
+  void (*rotate_to_bf16)(const float* x, const float* angle, int64_t heads, int64_t head_dim,
+                         uint16_t* y, int64_t y_stride);
   void (*silu_mul)(const float* gate_up, float* out, int64_t rows, int64_t width);
   // dst[i] = bf16(src[i]), to nearest even.
   void (*to_bf16)(const float* src, int64_t n, uint16_t* dst);

@@ -6,192 +6,165 @@
 namespace infllm::kernels::INFLLM_ISA {
 namespace {
 
-// A wide row has enough work for several sums of its own; narrow rows are taken kLanes at a time
-// and share one reduction.
-constexpr int64_t kWideRow = 512;
-
 int LanesLeft(int64_t n, int64_t i) { return static_cast<int>(n - i < kLanes ? n - i : kLanes); }
 
-// Lanes whose sum is a . b.
+// ---- dots ----
+//
+// A tile of kRows rows by up to kQueries queries has one sum of kLanes lanes each, in registers;
+// rows are loaded (and widened) once per tile, queries once per kRows rows. The lanes of a sum are
+// added in one order, so it does not matter which tile a row or a query is in.
+
+constexpr int kStep = 2 * kLanes;  // elements per turn
+constexpr int kRows = 4;
+constexpr int kQueries = kLanes >= 16 ? 6 : 2;  // the sums and a row's vectors fill the registers
+
+// The elements of one turn. Those of bf16 are the even, then the odd ones, which takes two
+// instructions where widening in order takes four; queries are arranged likewise.
+struct Pair {
+  VecF first, second;
+};
+inline Pair LoadPair(const float* p) { return {Load(p), Load(p + kLanes)}; }
+inline Pair LoadPair(const uint16_t* p) {
+  VecU bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return {(VecF)(bits << 16), (VecF)(bits & 0xffff0000u)};
+}
 template <typename T>
-inline VecF Products(const float* a, const T* b, int64_t width) {
-  constexpr int kSums = 4;
-  VecF sums[kSums] = {};
-  int64_t i = 0;
-  for (; i + kSums * kLanes <= width; i += kSums * kLanes) {
+inline Pair LoadPairPartial(const T* p, int n) {
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(T) == 2) {
+    const VecU bits = (VecU)_mm512_maskz_loadu_epi16((1u << n) - 1, p);  // n < kStep
+    return {(VecF)(bits << 16), (VecF)(bits & 0xffff0000u)};
+  }
+#endif
+  T elements[kStep] = {};
+  std::memcpy(elements, p, static_cast<size_t>(n) * sizeof(T));
+  return LoadPair(elements);
+}
+
+void ArrangeQuery(const float* query, int64_t width, bool bf16, float* out) {
+  for (int64_t i = 0; i < ArrangedWidth(width); ++i) {
+    const int64_t at = i % kStep;
+    const int64_t from = bf16 ? i - at + at % kLanes * 2 + at / kLanes : i;
+    out[i] = from < width ? query[from] : 0.0f;
+  }
+}
+
+void SplitQuery(const float* query, int64_t q_heads, int64_t kv_heads, int64_t head_dim,
+                float* out) {
+  const int64_t size = kv_heads * head_dim;
+  std::memset(out, 0, static_cast<size_t>(2 * size) * sizeof(float));
+  for (int64_t h = 0; h < q_heads; ++h) {
+    const float* q = query + h * head_dim;
+    float* least = out + h / (q_heads / kv_heads) * head_dim;
+    float* largest = least + size;
+    for (int64_t d = 0; d < head_dim; ++d) {
+      least[d] += q[d] > 0 ? 0 : q[d];
+      largest[d] += q[d] > 0 ? q[d] : 0;
+    }
+  }
+}
+
+// Lane r < 4 is the sum of the lanes of sums[r]: halves are added to halves.
+inline VecF ReduceFour(VecF a, VecF b, VecF c, VecF d) {
+  VecI halves, quarters, fours;
+  for (int i = 0; i < kLanes; ++i) {
+    const int half = i / (kLanes / 2), quarter = i / (kLanes / 4);
+    halves[i] = half * kLanes + i % (kLanes / 2);
+    quarters[i] = quarter / 2 * kLanes + quarter % 2 * (kLanes / 2) + i % (kLanes / 4);
+    fours[i] = i * (kLanes / 4) % kLanes;
+  }
+  const VecF ab = __builtin_shuffle(a, b, halves) + __builtin_shuffle(a, b, halves + kLanes / 2);
+  const VecF cd = __builtin_shuffle(c, d, halves) + __builtin_shuffle(c, d, halves + kLanes / 2);
+  VecF sum = __builtin_shuffle(ab, cd, quarters) + __builtin_shuffle(ab, cd, quarters + kLanes / 4);
+  if constexpr (kLanes >= 16) sum += __builtin_shuffle(sum, LaneNumbers() ^ 2);
+  if constexpr (kLanes >= 8) sum += __builtin_shuffle(sum, LaneNumbers() ^ 1);
+  return __builtin_shuffle(sum, fours);
+}
+
+template <int kCount, typename T>
+void Tile(const ChunkQuery* queries, int64_t width, int64_t first, int64_t end) {
+  const float* query[kCount];
+  for (int q = 0; q < kCount; ++q) query[q] = queries[q].query;
+  for (int64_t b = first; b < end; b += kRows) {
+    const T* rows[kRows];
+    for (int r = 0; r < kRows; ++r) {
+      rows[r] = static_cast<const T*>(queries->rows) + (b + r < end ? b + r : end - 1) * width;
+    }
+    VecF sums[kRows][kCount] = {};
+    const auto add = [&](int64_t i, auto load) __attribute__((always_inline)) {
+      Pair row[kRows];
 #pragma GCC unroll 4
-    for (int s = 0; s < kSums; ++s) sums[s] += Load(a + i + s * kLanes) * Load(b + i + s * kLanes);
-  }
-  for (; i < width; i += kLanes) {
-    const int here = LanesLeft(width, i);
-    sums[0] += LoadPartial(a + i, here) * LoadPartial(b + i, here);
-  }
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
-
-// Lane r is the sum of the lanes of rows[r].
-inline VecF ReduceRows(VecF (&rows)[kLanes]) {
-  Transpose(rows);
-  VecF total = rows[0];
-#pragma GCC unroll 16
-  for (int r = 1; r < kLanes; ++r) total += rows[r];
-  return total;
-}
-
-// Lane r is a[r * a_stride ...] . row_of(r)[...] for r < count <= kLanes; the others are anything.
-// kFull says that count is kLanes.
-template <bool kFull, typename RowOf>
-inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t count,
-                       int64_t width) {
-  if (width > 4 * kLanes) {  // row by row, as memory likes it best
-    VecF sums[kLanes] = {};
-    for (int r = 0; r < (kFull ? kLanes : count); ++r) {
-      sums[r] = Products(a + r * a_stride, row_of(r), width);
+      for (int r = 0; r < kRows; ++r) row[r] = load(rows[r] + i);
+#pragma GCC unroll 8
+      for (int q = 0; q < kCount; ++q) {
+        const VecF x = Load(query[q] + i);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sums[r][q] += x * row[r].first;
+      }
+#pragma GCC unroll 8
+      for (int q = 0; q < kCount; ++q) {
+        const VecF x = Load(query[q] + i + kLanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sums[r][q] += x * row[r].second;
+      }
+    };
+    int64_t i = 0;
+    for (; i + kStep <= width; i += kStep) add(i, [](const T* p) { return LoadPair(p); });
+    if (i < width) {
+      add(i, [n = static_cast<int>(width - i)](const T* p) { return LoadPairPartial(p, n); });
     }
-    return ReduceRows(sums);
-  }
-  VecF sums[kLanes] = {};
-  const auto add = [&](int64_t i, auto load) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-    for (int64_t r = 0; r < kLanes; ++r) {
-      const int64_t row = kFull || r < count ? r : count - 1;
-      sums[r] += load(a + row * a_stride + i) * load(row_of(row) + i);
+    const int here = static_cast<int>(end - b < kRows ? end - b : kRows);
+#pragma GCC unroll 8
+    for (int q = 0; q < kCount; ++q) {
+      const VecF dots = ReduceFour(sums[0][q], sums[1][q], sums[2][q], sums[3][q]);
+      StorePartial(queries[q].out + b, dots, here);
     }
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) add(i, [](const auto* p) { return Load(p); });
-  if (i < width) {
-    add(i, [n = static_cast<int>(width - i)](const auto* p) { return LoadPartial(p, n); });
   }
-  return ReduceRows(sums);
-}
-template <typename RowOf>
-inline VecF NarrowDots(const float* a, int64_t a_stride, RowOf row_of, int64_t count,
-                       int64_t width) {
-  return count >= kLanes ? NarrowDots<true>(a, a_stride, row_of, kLanes, width)
-                         : NarrowDots<false>(a, a_stride, row_of, count, width);
 }
 
 template <typename T>
-void DotsOf(const float* query, const T* rows, int64_t count, int64_t width, float* out) {
-  if (width >= kWideRow) {
-    for (int64_t r = 0; r < count; ++r)
-      out[r] = ReduceAdd(Products(query, rows + r * width, width));
-    return;
-  }
-  for (int64_t r = 0; r < count; r += kLanes) {
-    const T* first = rows + r * width;
-    const auto row_of = [=](int64_t i) { return first + i * width; };
-    StorePartial(out + r, NarrowDots(query, 0, row_of, count - r, width), LanesLeft(count, r));
+void DotsOf(const ChunkQuery* queries, int64_t count, int64_t width, int64_t first, int64_t end) {
+  while (count > 0) {
+    const int64_t groups = (count + kQueries - 1) / kQueries;
+    const int64_t here = (count + groups - 1) / groups;  // groups of about one size
+    switch (here) {
+      case 1:
+        Tile<1, T>(queries, width, first, end);
+        break;
+      case 2:
+        Tile<2, T>(queries, width, first, end);
+        break;
+#if defined(__AVX512F__)
+      case 3:
+        Tile<3, T>(queries, width, first, end);
+        break;
+      case 4:
+        Tile<4, T>(queries, width, first, end);
+        break;
+      case 5:
+        Tile<5, T>(queries, width, first, end);
+        break;
+      case 6:
+        Tile<6, T>(queries, width, first, end);
+        break;
+#endif
+    }
+    queries += here;
+    count -= here;
   }
 }
 
-void Dots(const float* query, const void* rows, bool bf16, int64_t count, int64_t width,
-          float* out) {
+void Dots(const ChunkQuery* queries, int64_t count, bool bf16, int64_t width, int64_t first,
+          int64_t end) {
   if (bf16) {
-    DotsOf(query, static_cast<const uint16_t*>(rows), count, width, out);
+    DotsOf<uint16_t>(queries, count, width, first, end);
   } else {
-    DotsOf(query, static_cast<const float*>(rows), count, width, out);
+    DotsOf<float>(queries, count, width, first, end);
   }
 }
 
-// The products of the heads h, h + 1, ... with their rows of one slot, in lanes.
-template <typename T>
-inline VecF SlotDots(const HeadQueries& queries, const float* query, const T* slot, int64_t h) {
-  const int64_t dim = queries.head_dim, count = queries.heads - h;
-  if (count <= 0) return VecF{};
-  if (queries.heads_per_row > 1) {
-    const T* rows[kLanes];
-    for (int i = 0; i < LanesLeft(queries.heads, h); ++i) {
-      rows[i] = slot + (h + i) / queries.heads_per_row * dim;
-    }
-    return NarrowDots(
-        query + h * dim, dim, [&](int64_t i) { return rows[i]; }, count, dim);
-  }
-  if (dim >= kWideRow) {
-    VecF dots = {};
-    for (int i = 0; i < LanesLeft(queries.heads, h); ++i) {
-      dots[i] = ReduceAdd(Products(query + (h + i) * dim, slot + (h + i) * dim, dim));
-    }
-    return dots;
-  }
-  const T* first = slot + h * dim;
-  return NarrowDots(
-      query + h * dim, dim, [=](int64_t i) { return first + i * dim; }, count, dim);
-}
-
-template <typename T>
-void HeadDotsOf(const HeadQueries& queries, const T* rows, int64_t blocks, float* logits) {
-  const int64_t width = PaddedHeads(queries.heads);
-  const int64_t slot_size = queries.heads / queries.heads_per_row * queries.head_dim;
-  const int64_t query_size = queries.sum_slots ? queries.heads * queries.head_dim : 0;
-  for (int64_t b = 0; b < blocks; ++b, logits += width) {
-    for (int64_t s = 0; s < queries.slots; ++s, rows += slot_size) {
-      for (int64_t h = 0; h < width; h += kLanes) {
-        VecF dots = SlotDots(queries, queries.query + s * query_size, rows, h);
-        if (s > 0) {
-          const VecF before = Load(logits + h);
-          dots = queries.sum_slots ? before + dots : Max(before, dots);
-        }
-        if (s == queries.slots - 1) dots *= Set(queries.scale);
-        Store(logits + h, dots);
-      }
-    }
-  }
-}
-
-void HeadDots(const HeadQueries& queries, const void* rows, bool bf16, int64_t blocks,
-              float* logits) {
-  if (bf16) {
-    HeadDotsOf(queries, static_cast<const uint16_t*>(rows), blocks, logits);
-  } else {
-    HeadDotsOf(queries, static_cast<const float*>(rows), blocks, logits);
-  }
-}
-
-void Exponentials(float* x, int64_t blocks, int64_t width, float* max, float* sum) {
-  for (int64_t h = 0; h < width; h += kLanes) {
-    VecF best = Load(x + h);
-    for (int64_t b = 1; b < blocks; ++b) best = Max(best, Load(x + b * width + h));
-    VecF total = {};
-    for (int64_t b = 0; b < blocks; ++b) {
-      const VecF e = Exp(Load(x + b * width + h) - best);
-      Store(x + b * width + h, e);
-      total += e;
-    }
-    Store(max + h, best);
-    Store(sum + h, total);
-  }
-}
-
-void ExpDifference(const float* x, const float* y, int64_t width, float* out) {
-  for (int64_t h = 0; h < width; h += kLanes) Store(out + h, Exp(Load(x + h) - Load(y + h)));
-}
-
-// Blocks lie in lanes, so that a group's sum is stored for kLanes of them at once.
-void GroupSums(const float* x, const float* weight, int64_t blocks, int64_t heads, int64_t groups,
-               float* out, int64_t out_stride) {
-  const int64_t width = PaddedHeads(heads), group_heads = heads / groups;
-  for (int64_t b = 0; b < blocks; b += kLanes) {
-    const int here = LanesLeft(blocks, b);
-    VecF by_head[kLanes];
-    VecF sum = {};
-    for (int64_t h = 0; h < heads; ++h) {
-      if (h % kLanes == 0) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          by_head[i] = Load(x + (b + (i < here ? i : 0)) * width + h);
-        }
-        Transpose(by_head);
-      }
-      sum += Set(weight[h]) * by_head[h % kLanes];
-      if ((h + 1) % group_heads == 0) {
-        StorePartial(out + h / group_heads * out_stride + b, sum, here);
-        sum = VecF{};
-      }
-    }
-  }
-}
+// ---- what stands for a block ----
 
 template <typename T>
 void MeanRowsOf(const void* const* rows, int64_t count, int64_t width, float* out) {
@@ -249,7 +222,6 @@ void Bounds(const void* rows, int64_t count, bool bf16, int64_t width, float* le
 
 }  // namespace
 
-const SelectKernels kSelectKernels = {Dots,      HeadDots, Exponentials, ExpDifference,
-                                      GroupSums, MeanRows, Bounds};
+const SelectKernels kSelectKernels = {ArrangeQuery, SplitQuery, Dots, MeanRows, Bounds};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -7,39 +7,29 @@
 
 namespace infllm::kernels {
 
-// Rows of per-head values are padded to this many.
-constexpr int64_t PaddedHeads(int64_t heads) { return (heads + 15) / 16 * 16; }
-
-// Queries and how they meet the rows of a block, [slots, heads / heads_per_row, head_dim]. The
-// logit of a head is made of its products with its row in each slot: their sum, each slot with
-// queries of its own, or else the largest, all slots with the same queries.
-struct HeadQueries {
-  const float* query;  // [slots if sum_slots, heads, head_dim]
-  int64_t slots;
-  int64_t heads;
-  int64_t heads_per_row;  // consecutive heads that share a row
-  int64_t head_dim;
-  bool sum_slots;
-  float scale;
+// A query and where its scores of the blocks of a chunk go.
+struct ChunkQuery {
+  const void* rows = nullptr;  // the chunk: [blocks, width], fp32 or bf16
+  int64_t blocks = 0;
+  const float* query = nullptr;  // made by arrange_query
+  float* out = nullptr;          // [blocks]
 };
+
+// Elements of an arranged query.
+constexpr int64_t ArrangedWidth(int64_t width) { return (width + 31) / 32 * 32; }
 
 // Rows are of fp32 or bf16 as the flag says.
 struct SelectKernels {
-  // out[r] = query . rows[r], rows: [count, width].
-  void (*dots)(const float* query, const void* rows, bool bf16, int64_t count, int64_t width,
-               float* out);
-  // logits[b, h] = scale * the logit of head h, logits: [blocks, PaddedHeads(heads)].
-  void (*head_dots)(const HeadQueries& queries, const void* rows, bool bf16, int64_t blocks,
-                    float* logits);
-  // max[h] = max over b of x[b, h]; x = e^(x - max); sum[h] = sum over b of x[b, h].
-  // x: [blocks, width], width a multiple of 16.
-  void (*exponentials)(float* x, int64_t blocks, int64_t width, float* max, float* sum);
-  // out[h] = e^(x[h] - y[h]).
-  void (*exp_difference)(const float* x, const float* y, int64_t width, float* out);
-  // out[g * out_stride + b] = sum over the heads h of group g of weight[h] x[b, h],
-  // x: [blocks, PaddedHeads(heads)].
-  void (*group_sums)(const float* x, const float* weight, int64_t blocks, int64_t heads,
-                     int64_t groups, float* out, int64_t out_stride);
+  // Puts query, [width], into the order in which `dots` meets such rows: [ArrangedWidth(width)].
+  void (*arrange_query)(const float* query, int64_t width, bool bf16, float* out);
+  // out[0, g] = sum over the heads h of g of min(query[h], 0), out[1, g] that of max(query[h], 0);
+  // query: [q_heads, head_dim], out: [2, kv_heads, head_dim].
+  void (*split_query)(const float* query, int64_t q_heads, int64_t kv_heads, int64_t head_dim,
+                      float* out);
+  // queries[i].out[b] = queries[i].query . rows[b] for first <= b < end. All have the same rows.
+  // The order of a sum depends on `width` alone.
+  void (*dots)(const ChunkQuery* queries, int64_t count, bool bf16, int64_t width, int64_t first,
+               int64_t end);
   // out[c] = mean over r < count of rows[r][c].
   void (*mean_rows)(const void* const* rows, int64_t count, bool bf16, int64_t width, float* out);
   // least[c] = min over r of rows[r, c], largest[c] their max, rows: [count, width].

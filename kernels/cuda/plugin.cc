@@ -7,7 +7,9 @@
 #include <cstdarg>
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <vector>
 
 #include "kernels/cuda/plugin_abi.h"
 #include "kernels/cuda/rms_norm.h"
@@ -15,12 +17,17 @@
 namespace infllm::kernels::cuda {
 
 struct Device {
-  cudaStream_t stream = nullptr;
+  cudaStream_t main_stream = nullptr;
+  std::mutex mutex;
+  std::vector<cudaStream_t> streams;  // guarded by mutex, as are the events
+  std::vector<cudaEvent_t> events;
   Device() = default;
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
   ~Device() {
-    if (stream != nullptr) cudaStreamDestroy(stream);
+    for (const cudaEvent_t event : events) cudaEventDestroy(event);
+    for (const cudaStream_t stream : streams) cudaStreamDestroy(stream);
+    if (main_stream != nullptr) cudaStreamDestroy(main_stream);
   }
 };
 
@@ -97,7 +104,7 @@ Code Open(Device** device, Message* why) {
   std::unique_ptr<Device> opened(new (std::nothrow) Device);
   if (opened == nullptr) return Fail(Code::kResourceExhausted, why, "no host memory left");
   if (const Code code =
-          Unavailable(cudaStreamCreateWithFlags(&opened->stream, cudaStreamNonBlocking),
+          Unavailable(cudaStreamCreateWithFlags(&opened->main_stream, cudaStreamNonBlocking),
                       "creating a stream on device 0", why);
       code != Code::kOk) {
     return code;
@@ -107,6 +114,10 @@ Code Open(Device** device, Message* why) {
 }
 
 void Close(Device* device) { delete device; }
+
+cudaStream_t StreamOf(const Device& device, Stream stream) {
+  return stream == Stream{0} ? device.main_stream : reinterpret_cast<cudaStream_t>(stream);
+}
 
 Code Allocate(Device*, size_t bytes, void** data, Message* why) {
   const cudaError_t error = cudaMalloc(data, std::max<size_t>(bytes, 1));  // null is no buffer
@@ -121,34 +132,68 @@ Code Allocate(Device*, size_t bytes, void** data, Message* why) {
 
 void Free(Device*, void* data) { cudaFree(data); }
 
-Code CopyAndWait(Device* device, void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                 const char* what, Message* why) {
+Code AllocateHost(Device*, size_t bytes, void** data, Message* why) {
+  const cudaError_t error = cudaHostAlloc(data, std::max<size_t>(bytes, 1), cudaHostAllocPortable);
+  if (error != cudaErrorMemoryAllocation) return FromCuda(error, "cudaHostAlloc", why);
+  cudaGetLastError();
+  return Fail(Code::kResourceExhausted, why,
+              "%zu bytes of host memory cannot be pinned for the GPU", bytes);
+}
+
+void FreeHost(Device*, void* data) { cudaFreeHost(data); }
+
+Code NewStream(Device* device, Stream* stream, Message* why) {
+  cudaStream_t created = nullptr;
+  const cudaError_t error = cudaStreamCreateWithFlags(&created, cudaStreamNonBlocking);
+  if (error != cudaSuccess) return FromCuda(error, "creating a stream", why);
+  const std::lock_guard lock(device->mutex);
+  device->streams.push_back(created);
+  *stream = Stream{reinterpret_cast<uintptr_t>(created)};
+  return Code::kOk;
+}
+
+Code NewEvent(Device* device, Event* event, Message* why) {
+  cudaEvent_t created = nullptr;
+  const cudaError_t error = cudaEventCreateWithFlags(&created, cudaEventDisableTiming);
+  if (error != cudaSuccess) return FromCuda(error, "creating an event", why);
+  const std::lock_guard lock(device->mutex);
+  device->events.push_back(created);
+  *event = Event{reinterpret_cast<uintptr_t>(created)};
+  return Code::kOk;
+}
+
+Code Record(Device* device, Stream stream, Event event, Message* why) {
+  const auto recorded = reinterpret_cast<cudaEvent_t>(event);
+  return FromCuda(cudaEventRecord(recorded, StreamOf(*device, stream)), "recording an event", why);
+}
+
+Code Wait(Device* device, Stream stream, Event event, Message* why) {
+  const auto awaited = reinterpret_cast<cudaEvent_t>(event);
+  return FromCuda(cudaStreamWaitEvent(StreamOf(*device, stream), awaited), "waiting for an event",
+                  why);
+}
+
+Code Synchronize(Device* device, Stream stream, Message* why) {
+  return FromCuda(cudaStreamSynchronize(StreamOf(*device, stream)), "waiting for the GPU", why);
+}
+
+Code Copy(Device* device, Stream stream, void* to, const void* from, size_t bytes, Message* why) {
   if (bytes == 0) return Code::kOk;
-  cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, device->stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
-  return FromCuda(error, what, why);
+  return FromCuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, StreamOf(*device, stream)),
+                  "cudaMemcpyAsync", why);
 }
 
-Code Upload(Device* device, void* data, const void* host, size_t bytes, Message* why) {
-  return CopyAndWait(device, data, host, bytes, cudaMemcpyHostToDevice, "copying to the GPU", why);
-}
-
-Code Download(Device* device, void* host, const void* data, size_t bytes, Message* why) {
-  return CopyAndWait(device, host, data, bytes, cudaMemcpyDeviceToHost, "copying from the GPU",
-                     why);
-}
-
-Code Zero(Device* device, void* data, size_t bytes, Message* why) {
+Code Zero(Device* device, Stream stream, void* data, size_t bytes, Message* why) {
   if (bytes == 0) return Code::kOk;
-  return FromCuda(cudaMemsetAsync(data, 0, bytes, device->stream), "cudaMemsetAsync", why);
+  return FromCuda(cudaMemsetAsync(data, 0, bytes, StreamOf(*device, stream)), "cudaMemsetAsync",
+                  why);
 }
 
-Code Synchronize(Device* device, Message* why) {
-  return FromCuda(cudaStreamSynchronize(device->stream), "waiting for the GPU", why);
-}
-
-Code RunRmsNorm(Device* device, const RmsNormParams* params, Message* why) {
-  return FromCuda(RmsNorm(*params, device->stream), "RmsNorm", why);
+Code RunRmsNorm(Device* device, Stream stream, const RmsNormArgs* args, Message* why) {
+  if (args->x_dtype != DType::kF32 || args->y_dtype != DType::kF32) {
+    return Fail(Code::kInvalidArgument, why, "RmsNorm: x_dtype and y_dtype must be f32");
+  }
+  return FromCuda(RmsNorm(*args, StreamOf(*device, stream)), "RmsNorm", why);
 }
 
 constexpr PluginTable kTable = {
@@ -157,11 +202,16 @@ constexpr PluginTable kTable = {
     .close = Close,
     .allocate = Allocate,
     .free = Free,
-    .upload = Upload,
-    .download = Download,
-    .zero = Zero,
+    .allocate_host = AllocateHost,
+    .free_host = FreeHost,
+    .new_stream = NewStream,
+    .new_event = NewEvent,
+    .record = Record,
+    .wait = Wait,
     .synchronize = Synchronize,
-    .rms_norm = RunRmsNorm,
+    .copy = Copy,
+    .zero = Zero,
+    .RmsNorm = RunRmsNorm,
 };
 
 }  // namespace

@@ -5,10 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/device.h"
+#include "kernels/ops.h"
+
 namespace infllm::kernels::cuda {
 
-// Goes up with every change below: a program and a plugin of different builds must not meet.
-inline constexpr uint32_t kPluginAbiVersion = 1;
+// Goes up with every change below and of kernels/ops/: a program and a plugin of different builds
+// must not meet.
+inline constexpr uint32_t kPluginAbiVersion = 2;
 inline constexpr char kPluginFile[] = "libinfllm_cuda.so";
 // The one exported symbol, of type PluginEntry.
 inline constexpr char kPluginSymbol[] = "infllm_cuda_plugin";
@@ -20,36 +24,39 @@ struct Message {
   char text[256];
 };
 
-// One GPU and the stream on which everything below runs, in the order of the calls.
+// One GPU, its streams and events.
 struct Device;
 
-// y = x / sqrt(mean(x^2) + eps) * weight, per row.
-struct RmsNormParams {
-  const float* x;       // [rows, width]
-  const float* weight;  // [width]
-  float* y;             // [rows, width]; may be x
-  int64_t rows;
-  int64_t width;
-  float eps;
-};
-
-// Calls on one Device come from one thread at a time. `data` is device memory, `host` is not.
+// As Backend's functions of these names say (kernels/backend.h). Calls on one Device may come from
+// several threads. Stream 0 is there from the start.
 struct PluginTable {
   uint32_t abi_version;  // stays first in all versions
 
   // Opens the first visible GPU. kUnavailable: no driver, no GPU, or none that is new enough.
   Code (*open)(Device** device, Message* why);
+  // Frees streams and events, too.
   void (*close)(Device* device);
 
   Code (*allocate)(Device* device, size_t bytes, void** data, Message* why);
   void (*free)(Device* device, void* data);  // waits for work that may use `data`
-  // Both return when `host` may be reused or read.
-  Code (*upload)(Device* device, void* data, const void* host, size_t bytes, Message* why);
-  Code (*download)(Device* device, void* host, const void* data, size_t bytes, Message* why);
-  Code (*zero)(Device* device, void* data, size_t bytes, Message* why);
-  Code (*synchronize)(Device* device, Message* why);
+  Code (*allocate_host)(Device* device, size_t bytes, void** data, Message* why);
+  void (*free_host)(Device* device, void* data);  // likewise
 
-  Code (*rms_norm)(Device* device, const RmsNormParams* params, Message* why);
+  Code (*new_stream)(Device* device, Stream* stream, Message* why);
+  Code (*new_event)(Device* device, Event* event, Message* why);
+  Code (*record)(Device* device, Stream stream, Event event, Message* why);
+  Code (*wait)(Device* device, Stream stream, Event event, Message* why);
+  Code (*synchronize)(Device* device, Stream stream, Message* why);
+
+  Code (*copy)(Device* device, Stream stream, void* to, const void* from, size_t bytes,
+               Message* why);
+  Code (*zero)(Device* device, Stream stream, void* data, size_t bytes, Message* why);
+
+  // The operations, each enqueued on a stream; null: not implemented.
+#define INFLLM_DECLARE_ENTRY(Name) \
+  Code (*Name)(Device * device, Stream stream, const Name##Args* args, Message* why);
+  INFLLM_KERNEL_OPS(INFLLM_DECLARE_ENTRY)
+#undef INFLLM_DECLARE_ENTRY
 };
 
 using PluginEntry = const PluginTable* (*)();

@@ -58,8 +58,7 @@ struct RotateAndStoreArgs {
   const float* far_angle = nullptr;  // [head_dim], or null: no q_far
   void* q_near = nullptr;            // [rows, q_heads, head_dim]: rotated by the row's own angle
   void* q_far = nullptr;             // [rows, q_heads, head_dim]: rotated by far_angle
-  // [rows], shared memory: the page of each row, plus layer_offset bytes, and the
-  // token slot in it.
+  // [rows], shared memory: the page of each row, plus layer_offset bytes, and the token slot in it.
   std::byte* const* pages = nullptr;
   const int32_t* slots = nullptr;
   int64_t layer_offset = 0;

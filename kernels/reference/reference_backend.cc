@@ -1,15 +1,17 @@
 // The oracle: every op as its formula reads, in double, on one thread. Rounded to float (or to the
 // stored dtype) once, at the end.
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
-#include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
-#include "kernels/host_memory.h"
-#include "kernels/reference/reference_attention.h"
+#include "kernels/host_backend.h"
+#include "kernels/reference/reference_sample.h"
+#include "kernels/reference/reference_select.h"
 #include "kernels/validate_args.h"
+#include "kernels/validate_select.h"
 
 namespace infllm::kernels {
 namespace {
@@ -41,204 +43,172 @@ void WriteElement(void* data, DType dtype, int64_t i, float value) {
 
 float RoundToBf16(float x) { return static_cast<float>(BF16(x)); }
 
-// Row-major floats, rounded to `compute` already; Linear rounds x to it as well.
-class ReferenceWeight : public PackedWeight {
- public:
-  ReferenceWeight(std::vector<float> values, int64_t in_features, DType compute)
-      : values_(std::move(values)), in_features_(in_features), compute_(compute) {}
-  int64_t out_features() const override {
-    return static_cast<int64_t>(values_.size()) / in_features_;
-  }
-  int64_t in_features() const override { return in_features_; }
-  size_t size_bytes() const override { return values_.size() * sizeof(float); }
-  DType compute() const { return compute_; }
-  const float* row(int64_t o) const { return values_.data() + o * in_features_; }
+// PackedWeight::layout: row-major floats, rounded to the compute dtype already; Linear rounds x to
+// it as well.
+uint64_t LayoutOf(DType compute) {
+  constexpr uint64_t kMark = 0x726566;  // "ref"
+  return kMark << 16 | static_cast<uint64_t>(compute);
+}
 
- private:
-  std::vector<float> values_;
-  int64_t in_features_;
-  DType compute_;
-};
+// x, rotated by `angle`: element i of a head.
+double Rotated(const float* x, const float* angle, int64_t head_dim, int64_t i) {
+  const int64_t half = head_dim / 2;
+  const int64_t pair = i % half;
+  const double c = angle[pair], s = angle[half + pair];
+  return i < half ? x[i] * c - x[half + i] * s : x[i] * c + x[pair] * s;
+}
 
-class ReferenceBackend : public Backend {
+class ReferenceBackend : public HostBackend {
  public:
   std::string_view name() const override { return "reference"; }
-  bool host_accessible() const override { return true; }
   DType preferred_dtype() const override { return DType::kF32; }
 
-  absl::StatusOr<Buffer> Allocate(size_t bytes) override { return AllocateHost(bytes); }
-  absl::Status Upload(void* device, const void* host, size_t bytes) override {
-    return Copy("Upload", device, host, bytes);
-  }
-  absl::Status Download(void* host, const void* device, size_t bytes) override {
-    return Copy("Download", host, device, bytes);
-  }
-  absl::Status Zero(void* device, size_t bytes) override {
-    INFLLM_RETURN_IF_ERROR(ValidateCopy("Zero", device, device, bytes));
-    if (bytes > 0) std::memset(device, 0, bytes);
-    return absl::OkStatus();
-  }
-  absl::Status Synchronize() override { return absl::OkStatus(); }
-
-  absl::StatusOr<std::unique_ptr<PackedWeight>> PackWeight(std::span<const WeightSource> sources,
-                                                           int64_t in_features,
-                                                           DType compute) override {
+  absl::StatusOr<Weight> PackWeight(std::span<const WeightSource> sources, int64_t in_features,
+                                    DType compute) override {
     INFLLM_RETURN_IF_ERROR(ValidatePackWeight(sources, in_features, compute));
-    std::vector<float> values;
+    int64_t out_features = 0;
+    for (const WeightSource& source : sources) out_features += source.out_features;
+    INFLLM_ASSIGN_OR_RETURN(Buffer buffer, Allocate(out_features * in_features * sizeof(float)));
+    float* to = buffer.as<float>();
     for (const WeightSource& source : sources) {
       for (int64_t i = 0; i < source.out_features * in_features; ++i) {
         const float value = ReadElement(source.host, source.dtype, i);
-        values.push_back(compute == DType::kBF16 ? RoundToBf16(value) : value);
+        *to++ = compute == DType::kBF16 ? RoundToBf16(value) : value;
       }
     }
-    return std::make_unique<ReferenceWeight>(std::move(values), in_features, compute);
+    const PackedWeight packed = {buffer.data(), out_features, in_features, LayoutOf(compute)};
+    return Weight{std::move(buffer), packed};
   }
 
-  absl::Status Linear(const LinearArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    const auto* weight = dynamic_cast<const ReferenceWeight*>(args.weight);
-    if (weight == nullptr) {
+  absl::Status Linear(Stream, const LinearArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    const bool round = args.weight.layout == LayoutOf(DType::kBF16);
+    if (!round && args.weight.layout != LayoutOf(DType::kF32)) {
       return absl::InvalidArgumentError("Linear: weight was packed by another backend");
     }
-    const int64_t in = weight->in_features(), out = weight->out_features();
+    const int64_t in = args.weight.in_features, out = args.weight.out_features;
+    const auto* w = static_cast<const float*>(args.weight.data);
+    const auto* rows = static_cast<const float*>(args.x);
     for (int64_t r = 0; r < args.rows; ++r) {
       for (int64_t o = 0; o < out; ++o) {
         double sum = args.bias != nullptr ? args.bias[o] : 0.0;
         for (int64_t i = 0; i < in; ++i) {
-          const float x = args.x[r * in + i];
-          const double rounded = weight->compute() == DType::kBF16 ? RoundToBf16(x) : x;
-          sum += rounded * weight->row(o)[i];
+          const float x = rows[r * in + i];
+          const double rounded = round ? RoundToBf16(x) : x;
+          sum += rounded * w[o * in + i];
         }
-        float& y = args.y[r * out + o];
+        float& y = static_cast<float*>(args.y)[r * out + o];
         y = static_cast<float>(args.accumulate ? y + sum : sum);
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status RmsNorm(const RmsNormArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
+  absl::Status RmsNorm(Stream, const RmsNormArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
     for (int64_t r = 0; r < args.rows; ++r) {
-      const float* x = args.x + r * args.width;
+      const float* x = static_cast<const float*>(args.x) + r * args.width;
+      float* y = static_cast<float*>(args.y) + r * args.width;
       double squares = 0;
       for (int64_t i = 0; i < args.width; ++i) squares += static_cast<double>(x[i]) * x[i];
       const double scale = 1 / std::sqrt(squares / args.width + args.eps);
       for (int64_t i = 0; i < args.width; ++i) {
-        args.y[r * args.width + i] = static_cast<float>(x[i] * scale * args.weight[i]);
+        y[i] = static_cast<float>(x[i] * scale * args.weight[i]);
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status Rope(const RopeArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    const int64_t half = args.head_dim / 2;
+  absl::Status SiluMul(Stream, const SiluMulArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
     for (int64_t r = 0; r < args.rows; ++r) {
-      const float* table = args.table + r * args.table_step * args.head_dim;
-      for (int64_t h = 0; h < args.heads; ++h) {
-        const int64_t head = (r * args.heads + h) * args.head_dim;
-        for (int64_t i = 0; i < half; ++i) {
-          const double c = table[i], s = table[half + i];
-          const double low = args.x[head + i], high = args.x[head + half + i];
-          args.y[head + i] = static_cast<float>(low * c - high * s);
-          args.y[head + half + i] = static_cast<float>(high * c + low * s);
+      const float* gate_up = static_cast<const float*>(args.gate_up) + r * 2 * args.width;
+      float* out = static_cast<float*>(args.out) + r * args.width;
+      for (int64_t i = 0; i < args.width; ++i) {
+        const double gate = gate_up[i], up = gate_up[args.width + i];
+        out[i] = static_cast<float>(gate / (1 + std::exp(-gate)) * up);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status GatherRows(Stream, const GatherRowsArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    for (int64_t r = 0; r < args.rows; ++r) {
+      for (int64_t i = 0; i < args.width; ++i) {
+        static_cast<float*>(args.out)[r * args.width + i] =
+            static_cast<const float*>(args.x)[args.index[r] * args.width + i];
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status RotateAndStore(Stream, const RotateAndStoreArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    const PageShape& page = args.page;
+    const int64_t dim = page.head_dim;
+    const int64_t width = (args.q_heads + 2 * page.kv_heads) * dim;
+    for (int64_t r = 0; r < args.rows; ++r) {
+      const float* q = static_cast<const float*>(args.qkv) + r * width;
+      const float* k = q + args.q_heads * dim;
+      const float* v = k + page.kv_heads * dim;
+      const float* angle = args.angles + r * dim;
+      for (int64_t i = 0; i < args.q_heads * dim; ++i) {
+        const float* head = q + i / dim * dim;
+        const int64_t at = r * args.q_heads * dim + i;
+        static_cast<float*>(args.q_near)[at] =
+            static_cast<float>(Rotated(head, angle, dim, i % dim));
+        if (args.far_angle == nullptr) continue;
+        static_cast<float*>(args.q_far)[at] =
+            static_cast<float>(Rotated(head, args.far_angle, dim, i % dim));
+      }
+      std::byte* to = args.pages[r] + args.layer_offset;
+      const int64_t slot = args.slots[r];
+      for (int64_t h = 0; h < page.kv_heads; ++h) {
+        for (int64_t d = 0; d < dim; ++d) {
+          const auto rotated = static_cast<float>(Rotated(k + h * dim, angle, dim, d));
+          WriteElement(to, page.dtype, page.key(h, slot) + d, k[h * dim + d]);
+          WriteElement(to, page.dtype, page.rotated_key(h, slot) + d, rotated);  // or over the key
+          WriteElement(to, page.dtype, page.value(h, slot) + d, v[h * dim + d]);
         }
       }
     }
     return absl::OkStatus();
   }
 
-  absl::Status SiluMul(const float* gate_up, float* out, int64_t rows, int64_t width) override {
-    INFLLM_RETURN_IF_ERROR(ValidateSiluMul(gate_up, out, rows, width));
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < width; ++i) {
-        const double gate = gate_up[r * 2 * width + i], up = gate_up[r * 2 * width + width + i];
-        out[r * width + i] = static_cast<float>(gate / (1 + std::exp(-gate)) * up);
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status CopyColumns(const float* src, int64_t src_width, int64_t src_column, float* dst,
-                           int64_t dst_width, int64_t dst_column, int64_t rows,
-                           int64_t width) override {
-    INFLLM_RETURN_IF_ERROR(
-        ValidateCopyColumns(src, src_width, src_column, dst, dst_width, dst_column, rows, width));
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < width; ++i) {
-        dst[r * dst_width + dst_column + i] = src[r * src_width + src_column + i];
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status StorePage(const StorePageArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    for (int64_t h = 0; h < args.heads; ++h) {
-      for (int64_t t = 0; t < args.tokens; ++t) {
-        for (int64_t d = 0; d < args.head_dim; ++d) {
-          const float value = args.src[(t * args.heads + h) * args.head_dim + d];
-          const int64_t to = h * args.head_stride + t * args.head_dim + d;
-          WriteElement(args.dst, args.dtype, to, value);
-        }
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status RotatePage(const RotatePageArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    const int64_t half = args.head_dim / 2;
-    for (int64_t h = 0; h < args.kv_heads; ++h) {
-      for (int64_t t = 0; t < args.tokens; ++t) {
-        const float* table = args.table + t * args.head_dim;
-        const int64_t from = h * args.head_stride + t * args.head_dim;
-        const int64_t to = h * args.out_head_stride + t * args.head_dim;
-        for (int64_t i = 0; i < half; ++i) {
-          const double c = table[i], s = table[half + i];
-          const double low = ReadElement(args.k, args.dtype, from + i);
-          const double high = ReadElement(args.k, args.dtype, from + half + i);
-          const auto low_out = static_cast<float>(low * c - high * s);
-          const auto high_out = static_cast<float>(high * c + low * s);
-          WriteElement(args.out, args.dtype, to + i, low_out);
-          WriteElement(args.out, args.dtype, to + half + i, high_out);
-        }
-      }
-    }
-    return absl::OkStatus();
-  }
-
-  absl::Status Attention(const AttentionArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    ReferenceAttention(args);
-    return absl::OkStatus();
-  }
-  absl::Status Representatives(const RepresentativeArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
+  absl::Status Representatives(Stream, const RepresentativesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
     ReferenceRepresentatives(args);
     return absl::OkStatus();
   }
-  absl::Status MeanQuery(const MeanQueryArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
-    ReferenceMeanQuery(args);
+  absl::Status MeanQueries(Stream, const MeanQueriesArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceMeanQueries(args);
     return absl::OkStatus();
   }
-  absl::Status ScoreBlocks(const ScoreBlocksArgs& args) override {
-    INFLLM_RETURN_IF_ERROR(Validate(args));
+  absl::Status ScoreBlocks(Stream, const ScoreBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
     ReferenceScoreBlocks(args);
     return absl::OkStatus();
   }
-  absl::Status TopK(const float* scores, int64_t n, int64_t k,
-                    std::span<int64_t> out_indices) override {
-    INFLLM_RETURN_IF_ERROR(ValidateTopK(scores, n, k, out_indices));
-    ReferenceTopK(scores, n, k, out_indices);
+  absl::Status TopK(Stream, const TopKArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceTopK(args);
     return absl::OkStatus();
   }
-
- private:
-  static absl::Status Copy(const char* op, void* to, const void* from, size_t bytes) {
-    INFLLM_RETURN_IF_ERROR(ValidateCopy(op, to, from, bytes));
-    if (bytes > 0) std::memcpy(to, from, bytes);
+  absl::Status LookUpBlocks(Stream, const LookUpBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceLookUpBlocks(args);
+    return absl::OkStatus();
+  }
+  absl::Status Sample(Stream, const SampleArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceSample(args);
+    return absl::OkStatus();
+  }
+  absl::Status LogProbs(Stream, const LogProbsArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceLogProbs(args);
     return absl::OkStatus();
   }
 };

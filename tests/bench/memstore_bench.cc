@@ -1,16 +1,16 @@
 // The memory store next to what it is made of, in the same run:
 //   cold_put, cold_get   RocksDB against raw O_DIRECT pwrite and pread of the same sizes on the
 //                        same disk, in alternation; `of_raw` is the ratio. Files go to $TMPDIR.
-//   select_hit           a Select whose blocks the caller has, against the bare scan of the index;
-//                        representatives in fp32 or bf16, heads together or each KV head by itself
+//   select_hit           Selects of 1 to 32 queries of one context whose blocks the caller has,
+//                        against the bare ranking; representatives in fp32 or bf16
 //   ram_fetch            pinning 16 payloads in RAM, against copying them (memcpy)
-//   append               copying and checksumming payloads into RAM, against memcpy and crc32c
+//   append               copying and checksumming payloads into RAM, against memcpy, crc32c, and
+//                        both in one pass
 #include <benchmark/benchmark.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -18,15 +18,16 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/core/thread_pool.h"
-#include "memstore/block_index.h"
 #include "memstore/cold_key.h"
 #include "memstore/crc32c.h"
 #include "memstore/in_process_store.h"
+#include "memstore/selector.h"
 #include "tests/support/temp_dir.h"
 
 namespace infllm::memstore {
@@ -105,14 +106,14 @@ class RawFile {
 void PutRange(ColdStore& store, const Pages& data, size_t value_bytes, uint64_t first,
               uint64_t count) {
   std::vector<ColdKey> keys;
-  std::vector<ColdStore::Record> records;
+  std::vector<ColdStore::Entry> entries;
   keys.reserve(count);
   for (uint64_t i = 0; i < count; ++i) {
     keys.emplace_back(first + i);
-    records.push_back(
-        {.key = keys.back().view(), .value = data.bytes().subspan(i * value_bytes, value_bytes)});
+    entries.push_back(
+        {.key = keys.back().view(), .body = data.bytes().subspan(i * value_bytes, value_bytes)});
   }
-  Check(store.Put(records));
+  Check(store.Put(entries));
 }
 
 void Report(benchmark::State& state, double bytes, double store_seconds, double raw_seconds) {
@@ -190,6 +191,17 @@ void ColdGet(benchmark::State& state) {
          raw_seconds);
 }
 
+ContextId NewContext(MemoryStore& store, const Geometry& shape) {
+  const ContextId id = NewContextId();
+  Check(store.Create(id, {.geometry = shape}));
+  return id;
+}
+
+void AppendOne(MemoryStore& store, const ContextId& id, int64_t block,
+               std::span<const std::byte> payload) {
+  Check(store.Append(id, 0, block, {&payload, 1}));
+}
+
 // A context of one layer over 1M tokens in blocks of 64; small payloads, because only the scan and
 // the bookkeeping count here.
 class SelectHit {
@@ -204,77 +216,81 @@ class SelectHit {
             .dtype = dtype};
   }
 
-  explicit SelectHit(kernels::DType dtype) : shape_(Shape(dtype)) {
-    id_ = Check(store_->Create({.tenant = "", .model = {}, .geometry = shape_}));
+  SelectHit(kernels::DType dtype, int64_t blocks, int64_t queries)
+      : shape_(Shape(dtype)), id_(NewContext(*store_, shape_)) {
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
-    representatives_.resize(kBlocks * shape_.representative_floats());
-    for (float& value : representatives_) value = normal(random);
-    Check(store_->Append(id_, 0, 0, std::vector<std::byte>(kBlocks * shape_.payload_bytes())));
-    Check(store_->Publish(id_, 0, 0, representatives_));
-    Check(index_->Add(representatives_));
-    have_.resize(kBlocks);
-    for (int64_t i = 0; i < kBlocks; ++i) have_[i] = i;
-  }
-  std::span<const float> query() const {
-    return std::span(representatives_).first(shape_.query_floats());
+    std::vector<float> bounds(blocks * shape_.representative_floats());
+    for (float& value : bounds) value = normal(random);
+    const size_t half = shape_.representative_floats() / 2;
+    for (size_t block = 0; block < bounds.size(); block += 2 * half) {
+      for (size_t i = block; i < block + half; ++i) {
+        if (bounds[i] > bounds[i + half]) std::swap(bounds[i], bounds[i + half]);
+      }
+    }
+    const std::vector<std::byte> payload(shape_.payload_bytes());
+    const std::vector<std::span<const std::byte>> payloads(blocks, payload);
+    Check(store_->Append(id_, 0, 0, payloads));
+    Check(store_->Publish(id_, 0, 0, bounds));
+    view_ = std::make_shared<const IndexView>(Check(store_->View(id_, 0)));
+    for (int64_t i = 0; i < blocks; ++i) have_.push_back(i);
+    vectors_.resize(queries * shape_.query_floats());
+    for (float& value : vectors_) value = normal(random);
+    for (int64_t i = 0; i < queries; ++i) {
+      const auto query = std::span<const float>(vectors_).subspan(i * shape_.query_floats(),
+                                                                  shape_.query_floats());
+      queries_.push_back({.context = id_, .query = query, .k = 16, .have = have_});
+      ranked_.push_back({.query = query, .geometry = &shape_, .view = view_, .k = 16});
+    }
   }
 
   const Geometry shape_;
   kernels::ThreadPool pool_;
   const std::unique_ptr<kernels::Backend> backend_ = kernels::NewCpuBackend(pool_);
-  std::atomic<int64_t> bytes_ = 0;
-  const std::unique_ptr<BlockIndex> index_ = NewBlockIndex(*backend_, shape_, bytes_);
+  Selector selector_{*backend_};
   const std::unique_ptr<MemoryStore> store_ = NewInProcessStore({}, *backend_, nullptr);
-  ContextId id_{};
-  std::vector<float> representatives_;
+  const ContextId id_;
+  std::shared_ptr<const IndexView> view_;
   std::vector<int64_t> have_;
+  std::vector<float> vectors_;
+  std::vector<SelectQuery> queries_;
+  std::vector<RankQuery> ranked_;
 };
 
-void SelectHitBench(benchmark::State& state, kernels::DType dtype, bool per_kv_head) {
-  SelectHit fixture(dtype);
-  // The k best, as a worker's cache would hold them.
-  const SelectRequest all{
-      .query = fixture.query(), .k = 16, .per_kv_head = per_kv_head, .have = fixture.have_};
-  std::vector<int64_t> have;
-  for (const auto& block : Check(fixture.store_->Select(fixture.id_, 0, all)).blocks) {
-    have.push_back(block.index);
+void SelectHitBench(benchmark::State& state, kernels::DType dtype) {
+  SelectHit fixture(dtype, SelectHit::kBlocks, state.range(0));
+  // The k best of each query, as a worker's cache would hold them.
+  std::vector<std::vector<int64_t>> have;
+  for (const Selection& selection : Check(fixture.store_->Select({.queries = fixture.queries_}))) {
+    have.emplace_back();
+    for (const SelectedBlock& block : selection.blocks) have.back().push_back(block.index);
   }
-  const SelectRequest request{
-      .query = fixture.query(), .k = 16, .per_kv_head = per_kv_head, .have = have};
-  double scan_seconds = 0, select_seconds = 0;
+  for (size_t i = 0; i < have.size(); ++i) fixture.queries_[i].have = have[i];
+  double rank_seconds = 0, select_seconds = 0;
   for (auto _ : state) {
-    const Stopwatch scan;
+    const Stopwatch ranking;
     benchmark::DoNotOptimize(
-        Check(fixture.index_->TopK(fixture.query(), 16, kernels::Scoring::kMean, per_kv_head, {})));
-    scan_seconds += scan.Seconds();
+        Check(fixture.selector_.Rank(kernels::Scoring::kMean, fixture.ranked_)));
+    rank_seconds += ranking.Seconds();
     const Stopwatch watch;
-    benchmark::DoNotOptimize(Check(fixture.store_->Select(fixture.id_, 0, request)));
+    benchmark::DoNotOptimize(Check(fixture.store_->Select({.queries = fixture.queries_})));
     state.SetIterationTime(watch.Seconds());
     select_seconds += watch.Seconds();
   }
-  const double n = static_cast<double>(state.iterations());
-  state.counters["select_us"] = select_seconds / n * 1e6;
-  state.counters["scan_us"] = scan_seconds / n * 1e6;
-  state.counters["over_scan_us"] = (select_seconds - scan_seconds) / n * 1e6;
-  state.counters["index_MB"] = static_cast<double>(fixture.index_->size_bytes()) / 1e6;
+  const double n = static_cast<double>(state.iterations() * state.range(0));
+  state.counters["select_us_per_query"] = select_seconds / n * 1e6;
+  state.counters["rank_us_per_query"] = rank_seconds / n * 1e6;
+  state.counters["index_MB"] =
+      static_cast<double>(Check(fixture.store_->Stats()).representative_bytes) / 1e6;
 }
 
 // Without a scan to speak of: what a Select costs in itself.
 void SelectSmall(benchmark::State& state) {
-  kernels::ThreadPool pool;
-  const auto backend = kernels::NewCpuBackend(pool);
-  const auto store = NewInProcessStore({}, *backend, nullptr);
-  constexpr Geometry kShape = SelectHit::Shape(kernels::DType::kF32);
-  const ContextId id = Check(store->Create({.tenant = "", .model = {}, .geometry = kShape}));
-  Check(store->Append(id, 0, 0, std::vector<std::byte>(16 * kShape.payload_bytes())));
-  const std::vector<float> representatives(16 * kShape.representative_floats(), 1.0f);
-  Check(store->Publish(id, 0, 0, representatives));
-  std::vector<int64_t> have;
-  for (int64_t i = 0; i < state.range(0); ++i) have.push_back(i);
-  const SelectRequest request{
-      .query = std::span(representatives).first(kShape.query_floats()), .k = 16, .have = have};
-  for (auto _ : state) benchmark::DoNotOptimize(Check(store->Select(id, 0, request)));
+  SelectHit fixture(kernels::DType::kF32, 16, 1);
+  fixture.queries_[0].have = std::span(fixture.have_).first(static_cast<size_t>(state.range(0)));
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(Check(fixture.store_->Select({.queries = fixture.queries_})));
+  }
 }
 
 Geometry PayloadOf(int64_t bytes) {  // 8 KV heads of 64, bf16
@@ -292,10 +308,9 @@ void RamFetch(benchmark::State& state) {
   kernels::ThreadPool pool;
   const auto backend = kernels::NewCpuBackend(pool);
   const auto store = NewInProcessStore({}, *backend, nullptr);
-  const ContextId id =
-      Check(store->Create({.tenant = "", .model = {}, .geometry = PayloadOf(payload_bytes)}));
+  const ContextId id = NewContext(*store, PayloadOf(payload_bytes));
   const Pages data(payload_bytes);
-  for (int64_t i = 0; i < blocks; ++i) Check(store->Append(id, 0, i, data.bytes()));
+  for (int64_t i = 0; i < blocks; ++i) AppendOne(*store, id, i, data.bytes());
   std::vector<std::byte> copy(payload_bytes);
   std::mt19937_64 random(5);
   std::vector<int64_t> indices(16);
@@ -324,12 +339,11 @@ void Append(benchmark::State& state) {
   const auto store = NewInProcessStore({}, *backend, nullptr);
   const Pages data(payload_bytes);
   std::vector<std::byte> copies(blocks * payload_bytes);
-  double copy_seconds = 0, crc_seconds = 0, append_seconds = 0;
+  double copy_seconds = 0, crc_seconds = 0, both_seconds = 0, append_seconds = 0;
   for (auto _ : state) {
-    const ContextId id =
-        Check(store->Create({.tenant = "", .model = {}, .geometry = PayloadOf(payload_bytes)}));
+    const ContextId id = NewContext(*store, PayloadOf(payload_bytes));
     const Stopwatch watch;
-    for (int64_t i = 0; i < blocks; ++i) Check(store->Append(id, 0, i, data.bytes()));
+    for (int64_t i = 0; i < blocks; ++i) AppendOne(*store, id, i, data.bytes());
     state.SetIterationTime(watch.Seconds());
     append_seconds += watch.Seconds();
     Check(store->Drop(id));
@@ -341,11 +355,17 @@ void Append(benchmark::State& state) {
     const Stopwatch summing;
     for (int64_t i = 0; i < blocks; ++i) benchmark::DoNotOptimize(Crc32c(data.bytes()));
     crc_seconds += summing.Seconds();
+    const Stopwatch both;
+    for (int64_t i = 0; i < blocks; ++i) {
+      benchmark::DoNotOptimize(CopyWithCrc32c(data.bytes(), &copies[i * payload_bytes]));
+    }
+    both_seconds += both.Seconds();
   }
   const double bytes = static_cast<double>(state.iterations()) * blocks * payload_bytes;
   state.counters["GB/s"] = bytes / append_seconds / 1e9;
   state.counters["memcpy_GB/s"] = bytes / copy_seconds / 1e9;
   state.counters["crc32c_GB/s"] = bytes / crc_seconds / 1e9;
+  state.counters["both_GB/s"] = bytes / both_seconds / 1e9;
 }
 
 BENCHMARK(ColdPut)
@@ -361,16 +381,16 @@ BENCHMARK(ColdGet)
     ->ArgsProduct({{4096, 65536, 524288}, {1, kGetKeys}})
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(SelectHitBench, f32, kernels::DType::kF32, false)
+BENCHMARK_CAPTURE(SelectHitBench, f32, kernels::DType::kF32)
     ->Name("select_hit/f32")
+    ->Arg(1)
+    ->Arg(32)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(SelectHitBench, bf16, kernels::DType::kBF16, false)
+BENCHMARK_CAPTURE(SelectHitBench, bf16, kernels::DType::kBF16)
     ->Name("select_hit/bf16")
-    ->UseManualTime()
-    ->Unit(benchmark::kMicrosecond);
-BENCHMARK_CAPTURE(SelectHitBench, bf16_per_kv_head, kernels::DType::kBF16, true)
-    ->Name("select_hit/bf16/per_kv_head")
+    ->Arg(1)
+    ->Arg(32)
     ->UseManualTime()
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK(SelectSmall)

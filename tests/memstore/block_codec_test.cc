@@ -1,5 +1,6 @@
 #include "memstore/block_codec.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <utility>
@@ -22,19 +23,25 @@ constexpr Geometry kTiny = {
     .layers = 3, .q_heads = 2, .kv_heads = 1, .head_dim = 4, .block_tokens = 2};
 
 BlockIdentity Identity() {
-  return {.context = ContextId{77},
-          .layer = 2,
-          .index = 9,
+  return {.key = {.context = {.hi = 77, .lo = 88}, .layer = 2, .index = 9},
           .tenant = "some tenant",
           .model = {.hi = 1, .lo = 2},
+          .recipe = "some recipe",
           .geometry = kTiny};
+}
+
+std::vector<std::byte> Encode(const BlockIdentity& identity, const std::vector<std::byte>& payload,
+                              uint32_t payload_crc) {
+  const BlockHeader header = EncodeHeader(identity, payload_crc);
+  std::vector<std::byte> encoded(header.begin(), header.end());
+  encoded.insert(encoded.end(), payload.begin(), payload.end());
+  EXPECT_EQ(encoded.size(), EncodedBlockBytes(payload.size()));
+  return encoded;
 }
 
 std::vector<std::byte> Encode(const BlockIdentity& identity) {
   const std::vector<std::byte> payload = Payloads(0, 0, 1, 0, identity.geometry);
-  std::vector<std::byte> encoded(EncodedBlockBytes(payload.size()));
-  EncodeBlock(identity, payload, Crc32c(payload), encoded);
-  return encoded;
+  return Encode(identity, payload, Crc32c(payload));
 }
 
 TEST(BlockCodec, RoundTrips) {
@@ -56,18 +63,36 @@ TEST(BlockCodec, LayoutIsPinned) {
     return value;
   };
   EXPECT_EQ(text(0, 8), "INFLLMKV");
-  EXPECT_EQ(u32(8), 1u);
+  const auto u64 = [&](size_t at) {
+    uint64_t value;
+    std::memcpy(&value, &encoded[at], sizeof(value));
+    return value;
+  };
+  EXPECT_EQ(u32(8), 2u);
   EXPECT_EQ(u32(12), 384u);
-  EXPECT_EQ(u32(16), 1u);
-  EXPECT_EQ(u32(24), 2u);
-  EXPECT_EQ(u32(32), 3u);
-  EXPECT_EQ(u32(48), 2u);
-  EXPECT_EQ(u32(56), 77u);
-  EXPECT_EQ(u32(64), 9u);
+  EXPECT_EQ(u64(16), 1u);
+  EXPECT_EQ(u64(24), 2u);
+  // xxhsum -H2 of "some recipe".
+  EXPECT_EQ(u64(32), 0xd759fab4f8a883c8u);
+  EXPECT_EQ(u64(40), 0xdccb4a51958a7ba7u);
+  EXPECT_EQ(u64(48), 77u);
+  EXPECT_EQ(u64(56), 88u);
+  EXPECT_EQ(u64(64), 9u);
   EXPECT_EQ(u32(72), 2u);
-  EXPECT_EQ(u32(76), 11u);
-  EXPECT_EQ(u32(80), 64u);
-  EXPECT_EQ(text(96, 11), "some tenant");
+  EXPECT_EQ(u32(76), 3u);
+  EXPECT_EQ(u32(80), 2u);
+  EXPECT_EQ(u32(84), 1u);
+  EXPECT_EQ(u32(88), 4u);
+  EXPECT_EQ(u32(92), 2u);
+  EXPECT_EQ(u32(96), 0u);
+  EXPECT_EQ(u32(100), 1u);
+  EXPECT_EQ(u64(104), 64u);
+  EXPECT_EQ(u32(116), 11u);
+  EXPECT_EQ(text(120, 11), "some tenant");
+  const auto payload = std::span(encoded).subspan(384);
+  std::vector<std::byte> header(encoded.begin(), encoded.begin() + 384);
+  std::fill_n(header.begin() + 112, 4, std::byte{0});
+  EXPECT_EQ(u32(112), ExtendCrc32c(Crc32c(payload), header));
   EXPECT_EQ(encoded.size(), 384u + 64u);
 }
 
@@ -97,9 +122,15 @@ TEST(BlockCodec, EveryTruncationIsFound) {
 
 TEST(BlockCodec, ABlockOfAnotherIdentityIsNamed) {
   const std::vector<std::pair<std::string, std::function<void(BlockIdentity&)>>> changes = {
-      {"owning context is 77, expected 78", [](auto& i) { i.context = ContextId{78}; }},
-      {"layer is 2, expected 1", [](auto& i) { i.layer = 1; }},
-      {"block index is 9, expected 10", [](auto& i) { i.index = 10; }},
+      {"owning context is 000000000000004d0000000000000058, expected "
+       "000000000000004e0000000000000058",
+       [](auto& i) { i.key.context.hi = 78; }},
+      {"owning context is", [](auto& i) { i.key.context.lo = 78; }},
+      {"layer is 2, expected 1", [](auto& i) { i.key.layer = 1; }},
+      {"block index is 9, expected 10", [](auto& i) { i.key.index = 10; }},
+      {"recipe is d759fab4f8a883c8dccb4a51958a7ba7, expected ",
+       [](auto& i) { i.recipe = "some recipf"; }},
+      {"recipe is", [](auto& i) { i.recipe = ""; }},
       {"tenant is another one, expected \"some tenanu\"",
        [](auto& i) { i.tenant = "some tenanu"; }},
       {"tenant length is 11, expected 4", [](auto& i) { i.tenant = "some"; }},
@@ -135,8 +166,7 @@ TEST(BlockCodec, DtypesOfOneSizeAreToldApart) {
 // A payload says nothing about how its block is represented.
 TEST(BlockCodec, RepresentativesMakeNoDifference) {
   BlockIdentity other = Identity();
-  other.geometry.representative = kernels::RepresentativeKind::kBounds;
-  other.geometry.repr_top_k = 7;
+  other.geometry.representative = kernels::RepresentativeKind::kMeanKey;
   EXPECT_EQ(Encode(other), Encode(Identity()));
   EXPECT_OK(VerifyBlock(Encode(Identity()), other));
 }
@@ -145,9 +175,7 @@ TEST(BlockCodec, BytesThatRottedBeforeEncodingAreFound) {
   std::vector<std::byte> payload = Payloads(0, 0, 1, 0, kTiny);
   const uint32_t crc = Crc32c(payload);
   payload[5] ^= std::byte{1};
-  std::vector<std::byte> encoded(EncodedBlockBytes(payload.size()));
-  EncodeBlock(Identity(), payload, crc, encoded);
-  EXPECT_THAT(VerifyBlock(encoded, Identity()),
+  EXPECT_THAT(VerifyBlock(Encode(Identity(), payload, crc), Identity()),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("crc32c")));
 }
 

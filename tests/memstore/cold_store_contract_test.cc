@@ -1,4 +1,5 @@
 // What every ColdStore keeps to.
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -37,15 +38,18 @@ class ColdStoreContract : public ::testing::TestWithParam<const char*> {
   absl::Status Put(const std::vector<std::pair<uint64_t, size_t>>& numbers_and_sizes) {
     std::vector<std::vector<std::byte>> values;
     std::vector<ColdKey> keys;
-    std::vector<ColdStore::Record> records;
+    std::vector<ColdStore::Entry> entries;
     values.reserve(numbers_and_sizes.size());
     keys.reserve(numbers_and_sizes.size());
     for (const auto& [number, size] : numbers_and_sizes) {
       values.push_back(Value(number, size));
       keys.emplace_back(number);
-      records.push_back({.key = keys.back().view(), .value = values.back()});
+      const std::span<const std::byte> value = values.back();
+      const size_t head = std::min<size_t>(value.size(), 384);
+      entries.push_back(
+          {.key = keys.back().view(), .head = value.first(head), .body = value.subspan(head)});
     }
-    return store_->Put(records);
+    return store_->Put(entries);
   }
 
   // OK if the value is that of Put.

@@ -1,5 +1,6 @@
 #include "memstore/crc32c.h"
 
+#include <algorithm>
 #include <numeric>
 #include <string_view>
 #include <vector>
@@ -48,6 +49,23 @@ TEST(Crc32c, ExtendingIsAppending) {
   const std::span<const std::byte> all(data);
   for (const size_t split : {size_t{0}, size_t{1}, size_t{1000}, size_t{20001}, all.size()}) {
     EXPECT_EQ(ExtendCrc32c(Crc32c(all.first(split)), all.subspan(split)), Crc32c(all));
+  }
+}
+
+// At odd sizes and addresses on both sides, and nothing is written beside.
+TEST(Crc32c, CopyingIsCopyingAndChecking) {
+  const std::vector<std::byte> data = Payloads(0, 2, 17);
+  for (const auto copy : {&CopyWithCrc32c, &CopyWithCrc32cPortable}) {
+    for (const size_t size : {0, 1, 7, 8, 9, 767, 768, 4096, 12287, 12288, 12290, 40000, 65536}) {
+      for (const size_t offset : {0, 1, 3, 8}) {
+        const auto bytes = std::span(data).subspan(offset, size);
+        std::vector<std::byte> out(size + 16, std::byte{0x5a});
+        ASSERT_EQ(copy(bytes, out.data() + 8 - offset), Crc32c(bytes)) << size << " at " << offset;
+        std::vector<std::byte> expected(size + 16, std::byte{0x5a});
+        std::copy(bytes.begin(), bytes.end(), expected.begin() + 8 - offset);
+        ASSERT_EQ(out, expected) << size << " at " << offset;
+      }
+    }
   }
 }
 

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "memstore/block_codec.h"
+#include "memstore/crc32c.h"
+#include "tests/memstore/device_double.h"
 #include "tests/memstore/memory_store_contract.h"
 #include "tests/memstore/scripted_cold_store.h"
 #include "tests/support/status_matchers.h"
@@ -29,18 +31,25 @@ std::unique_ptr<MemoryStore> Make(StoreSetup setup) {
   return NewInProcessStore({.ram_capacity_bytes = setup.ram_capacity_bytes}, TestBackend(),
                            std::move(setup.cold));
 }
+std::unique_ptr<MemoryStore> MakeOnDevice(StoreSetup setup) {
+  static DeviceDouble device;
+  return NewInProcessStore({.ram_capacity_bytes = setup.ram_capacity_bytes}, device,
+                           std::move(setup.cold));
+}
 INSTANTIATE_TEST_SUITE_P(InProcess, MemoryStoreContract,
-                         ::testing::Values(StoreFactory{"in_process", &Make}), StoreFactoryName);
+                         ::testing::Values(StoreFactory{"in_process", &Make},
+                                           StoreFactory{"on_device", &MakeOnDevice}),
+                         StoreFactoryName);
 
 class InProcessStoreTest : public ::testing::Test {
  protected:
   void Open(int64_t ram_blocks) {
     store_ =
         Make({.ram_capacity_bytes = ram_blocks * kPayloadBytes, .cold = ColdScript::Open(script_)});
-    ASSERT_OK_AND_ASSIGN(id_, store_->Create(Options()));
+    ASSERT_OK(store_->Create(id_, Options()));
   }
   absl::Status Append(int64_t first, int64_t count) {
-    return store_->Append(id_, 0, first, Payloads(0, first, count));
+    return store_->Append(id_, 0, first, Spans(Payloads(0, first, count)));
   }
   absl::StatusOr<std::vector<BlockHandle>> Fetch(const std::vector<int64_t>& blocks) {
     return store_->Fetch(id_, 0, blocks);
@@ -49,7 +58,7 @@ class InProcessStoreTest : public ::testing::Test {
 
   const std::shared_ptr<ColdScript> script_ = std::make_shared<ColdScript>();
   std::unique_ptr<MemoryStore> store_;
-  ContextId id_{};
+  const ContextId id_ = NewContextId();
 };
 
 TEST_F(InProcessStoreTest, PinnedBlocksStayWhereTheyAre) {
@@ -228,7 +237,8 @@ TEST_F(InProcessStoreTest, ALostRecordIsDataLoss) {
 TEST_F(InProcessStoreTest, DropFreesTheColdTierWithTheLastFork) {
   Open(/*ram_blocks=*/4);
   ASSERT_OK(Append(0, 50));
-  ASSERT_OK_AND_ASSIGN(const ContextId fork, store_->Fork(id_));
+  const ContextId fork = NewContextId();
+  ASSERT_OK(store_->Fork(id_, fork));
   ASSERT_OK(store_->Drop(id_));
   EXPECT_GE(Stats().blocks_cold, 46);
   EXPECT_OK(store_->Fetch(fork, 0, std::vector<int64_t>{0, 1}));
@@ -274,10 +284,12 @@ TEST_F(InProcessStoreTest, BlocksOfSeveralSizesShareRam) {
   Open(/*ram_blocks=*/32);
   ContextOptions large = Options();
   large.geometry.block_tokens *= 4;
-  ASSERT_OK_AND_ASSIGN(const ContextId other, store_->Create(large));
+  const ContextId other = NewContextId();
+  ASSERT_OK(store_->Create(other, large));
   for (int64_t block = 0; block < 60; ++block) {
     ASSERT_OK(Append(block, 1));
-    ASSERT_OK(store_->Append(other, 0, block, Payloads(0, block, 1, 5, large.geometry)));
+    ASSERT_OK(store_->Append(other, 0, block,
+                             Spans(Payloads(0, block, 1, 5, large.geometry), large.geometry)));
     ASSERT_LE(Stats().ram_bytes, 32 * kPayloadBytes);
   }
   for (int64_t block = 0; block < 60; ++block) {
@@ -289,20 +301,67 @@ TEST_F(InProcessStoreTest, BlocksOfSeveralSizesShareRam) {
   }
 }
 
+TEST_F(InProcessStoreTest, AViewIsWhatSelectScores) {
+  Open(/*ram_blocks=*/64);
+  EXPECT_THAT(store_->View(NewContextId(), 0), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(store_->View(id_, 2), StatusIs(absl::StatusCode::kOutOfRange));
+  ASSERT_OK(Append(0, 40));
+  const std::vector<float> representatives = Representatives(0, 0, 30);
+  ASSERT_OK(store_->Publish(id_, 0, 0, representatives));
+  ASSERT_OK_AND_ASSIGN(const IndexView view, store_->View(id_, 0));
+  EXPECT_EQ(view.blocks, 30);
+  ASSERT_OK(store_->Publish(id_, 0, 30, Representatives(0, 30, 10)));
+  const ContextId fork = NewContextId();
+  ASSERT_OK(store_->Fork(id_, fork));
+  ASSERT_OK_AND_ASSIGN(const IndexView of_fork, store_->View(fork, 0));
+  EXPECT_EQ(of_fork.blocks, 40);
+  EXPECT_EQ(of_fork.chunks[0].data, view.chunks[0].data) << "forks share";
+  ASSERT_OK(store_->Drop(id_));
+  std::vector<float> seen;
+  for (const kernels::RepresentativeChunk& chunk : view.chunks) {
+    const auto* data = static_cast<const float*>(chunk.data);
+    seen.insert(seen.end(), data, data + chunk.blocks * 32);
+  }
+  EXPECT_EQ(seen, representatives) << "though more was published, and the context has gone";
+}
+
+// The entry of one block is given back for another of the same place in a context of another
+// recipe.
+TEST_F(InProcessStoreTest, ABlockOfAnotherRecipeIsRefused) {
+  Open(/*ram_blocks=*/2);
+  ASSERT_OK(Append(0, 6));
+  const BlockIdentity own = {.key = {.context = id_, .layer = 0, .index = 0},
+                             .tenant = "tenant",
+                             .model = Options().model,
+                             .recipe = "n_local=128 block_tokens=32",
+                             .geometry = kGeometry};
+  const std::vector<std::byte> payload = Payloads(0, 0);
+  const BlockHeader header = EncodeHeader(own, Crc32c(payload));
+  std::vector<std::byte> entry(header.begin(), header.end());
+  entry.insert(entry.end(), payload.begin(), payload.end());
+  script_->ReplaceReads(entry);
+  EXPECT_THAT(Fetch({0}), StatusIs(absl::StatusCode::kDataLoss,
+                                   AllOf(HasSubstr("block 0"), HasSubstr("recipe"))));
+  EXPECT_EQ(Stats().corrupt_blocks, 1);
+}
+
 TEST(InProcessStoreOverRocksDb, ServesManyTimesItsRam) {
   const ::infllm::testing::TempDir dir;
   auto cold = OpenRocksDb({.directory = dir.path()});
   ASSERT_OK(cold);
   const auto store = Make({.ram_capacity_bytes = 100 * kPayloadBytes, .cold = *std::move(cold)});
-  ASSERT_OK_AND_ASSIGN(const ContextId id, store->Create(Options()));
+  const ContextId id = NewContextId();
+  ASSERT_OK(store->Create(id, Options()));
   for (int64_t block = 0; block < 2000; block += 50) {
-    ASSERT_OK(store->Append(id, 0, block, Payloads(0, block, 50)));
+    ASSERT_OK(store->Append(id, 0, block, Spans(Payloads(0, block, 50))));
   }
   ASSERT_OK(store->Publish(id, 0, 0, Representatives(0, 0, 2000)));
   for (int64_t seed = 0; seed < 100; ++seed) {
-    ASSERT_OK_AND_ASSIGN(const Selection selection,
-                         store->Select(id, 0, {.query = Query(seed), .k = 16}));
-    for (const SelectedBlock& block : selection.blocks) {
+    const std::vector<float> query = Query(seed);
+    const SelectQuery queries[] = {{.context = id, .query = query, .k = 16}};
+    ASSERT_OK_AND_ASSIGN(const auto selections, store->Select({.queries = queries}));
+    ASSERT_OK(selections[0].status);
+    for (const SelectedBlock& block : selections[0].blocks) {
       ASSERT_EQ(Bytes(block.block), Payloads(0, block.index));
     }
   }

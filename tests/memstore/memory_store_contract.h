@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -41,6 +42,7 @@ class MemoryStoreContract : public ::testing::TestWithParam<StoreFactory> {
         {.ram_capacity_bytes = ram_blocks * kPayloadBytes, .cold = std::move(cold)});
   }
   ContextId NewContext(const Geometry& geometry = kGeometry);
+  ContextId Forked(const ContextId& parent);
   // A context whose layer 0 has blocks with these representatives.
   ContextId Filled(const Geometry& geometry, const std::vector<float>& representatives);
   // Blocks [first, first + count) of a layer: their payloads, and made selectable.
@@ -48,6 +50,15 @@ class MemoryStoreContract : public ::testing::TestWithParam<StoreFactory> {
                       int64_t flavour = 0);
   absl::Status Publish(ContextId id, int32_t layer, int64_t first, int64_t count,
                        int64_t flavour = 0);
+  // Payloads that lie back to back.
+  absl::Status AppendAll(ContextId id, int32_t layer, int64_t first,
+                         std::span<const std::byte> payloads, const Geometry& geometry = kGeometry);
+  // A Select of one query.
+  absl::StatusOr<Selection> Select(int32_t layer, const SelectQuery& query,
+                                   kernels::Scoring scoring = kernels::Scoring::kMean);
+  absl::StatusOr<std::vector<Selection>> SelectAll(
+      int32_t layer, const std::vector<SelectQuery>& queries,
+      kernels::Scoring scoring = kernels::Scoring::kMean);
   // OK if the store gives back the bytes that Append() stored.
   absl::Status FetchAndCompare(ContextId id, int32_t layer, const std::vector<int64_t>& blocks,
                                int64_t flavour = 0);
@@ -57,8 +68,10 @@ class MemoryStoreContract : public ::testing::TestWithParam<StoreFactory> {
 };
 
 std::vector<int64_t> Indices(const Selection& selection);
+// The selections are the same, bit for bit, payloads included.
+void ExpectEqual(const Selection& actual, const Selection& expected);
 // The k best of blocks [0, count) of Representatives(), ascending, by the mean scoring of
-// kernels/backend.h.
+// kernels/ops/select.h.
 std::vector<int64_t> BruteForce(int64_t layer, int64_t count, const std::vector<float>& query,
                                 int64_t k, int64_t flavour = 0);
 

@@ -28,7 +28,7 @@ TEST_P(MemoryStoreContract, StatsAreExactWhileAllFitsInRam) {
   ASSERT_OK(Append(id, 1, 0, 3));
   ASSERT_OK(Publish(id, 0, 0, 7));
   ASSERT_OK(FetchAndCompare(id, 1, {0, 2}));
-  ASSERT_OK(store_->Select(id, 0, {.query = Query(0), .k = 4}));
+  ASSERT_OK(Select(0, {.context = id, .query = Query(0), .k = 4}));
   const StoreStats stats = Stats();
   EXPECT_EQ(stats.contexts, 1);
   EXPECT_EQ(stats.blocks, 10);
@@ -67,7 +67,7 @@ TEST_P(MemoryStoreContract, RamForATenthOfTheBlocksGivesTheSameBytes) {
   for (int64_t seed = 0; seed < 50; ++seed) {
     const std::vector<float> query = Query(seed);
     ASSERT_OK_AND_ASSIGN(const Selection selection,
-                         store_->Select(id, 0, {.query = query, .k = 10}));
+                         Select(0, {.context = id, .query = query, .k = 10}));
     ASSERT_EQ(Indices(selection), BruteForce(0, kBlocks, query, 10));
     for (const SelectedBlock& block : selection.blocks) {
       ASSERT_EQ(Bytes(block.block), Payloads(0, block.index));
@@ -92,7 +92,7 @@ TEST_P(MemoryStoreContract, DifferentBytesAreFoundInTheColdTierToo) {
   ASSERT_OK(Append(id, 0, 0, 40));
   std::vector<std::byte> other = Payloads(0, 1);
   other[100] ^= std::byte{1};
-  EXPECT_THAT(store_->Append(id, 0, 1, other), StatusIs(absl::StatusCode::kAlreadyExists));
+  EXPECT_THAT(AppendAll(id, 0, 1, other), StatusIs(absl::StatusCode::kAlreadyExists));
   EXPECT_OK(FetchAndCompare(id, 0, {1}));
 }
 
@@ -106,7 +106,7 @@ TEST_P(MemoryStoreContract, ADamagedColdBlockIsReportedAndNeverReturned) {
   EXPECT_THAT(store_->Fetch(id, 0, std::vector<int64_t>{3}),
               StatusIs(absl::StatusCode::kDataLoss, AllOf(HasSubstr("block 3"), HasSubstr("crc"))));
   EXPECT_EQ(Stats().corrupt_blocks, 1);
-  EXPECT_THAT(store_->Select(id, 0, {.query = Representatives(0, 3), .k = 1}),
+  EXPECT_THAT(Select(0, {.context = id, .query = Representatives(0, 3), .k = 1}),
               StatusIs(absl::StatusCode::kDataLoss));
   EXPECT_EQ(Stats().corrupt_blocks, 2);
   EXPECT_EQ(Stats().cold_hits, 0);
@@ -126,17 +126,16 @@ TEST_P(MemoryStoreContract, ContextsAreIndependentUnderThreads) {
   for (int64_t t = 1; t <= 4; ++t) {
     threads.emplace_back([&, t] {
       const ContextId own = NewContext();
-      const auto fork = store_->Fork(shared);
-      ASSERT_OK(fork);
+      const ContextId fork = Forked(shared);
       for (int64_t block = 0; block < 40; ++block) {
         ASSERT_OK(Append(own, 1, block, 1, t));
         ASSERT_OK(Publish(own, 1, block, 1, t));
         ASSERT_OK(FetchAndCompare(own, 1, {block / 2}, t));
-        ASSERT_OK(Append(*fork, 0, 50 + block, 1, t));
+        ASSERT_OK(Append(fork, 0, 50 + block, 1, t));
         const std::vector<float> query = Query(block * t);
         for (const auto& [id, layer, size, flavour] :
-             {std::tuple{own, 1, block + 1, t}, std::tuple{*fork, 0, int64_t{50}, int64_t{0}}}) {
-          const auto selection = store_->Select(id, layer, {.query = query, .k = 4});
+             {std::tuple{own, 1, block + 1, t}, std::tuple{fork, 0, int64_t{50}, int64_t{0}}}) {
+          const auto selection = Select(layer, {.context = id, .query = query, .k = 4});
           ASSERT_OK(selection);
           ASSERT_EQ(Indices(*selection), BruteForce(layer, size, query, 4, flavour));
           for (const SelectedBlock& selected : selection->blocks) {
@@ -145,7 +144,7 @@ TEST_P(MemoryStoreContract, ContextsAreIndependentUnderThreads) {
         }
       }
       ASSERT_OK(store_->Drop(own));
-      ASSERT_OK(store_->Drop(*fork));
+      ASSERT_OK(store_->Drop(fork));
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -164,7 +163,7 @@ TEST_P(MemoryStoreContract, OneContextTakesReadersWhileItGrows) {
       for (int64_t seed = t; published < kBlocks; seed += 3) {
         const int64_t at_least = published;
         const std::vector<float> query = Query(seed);
-        const auto selection = store_->Select(id, 0, {.query = query, .k = 5});
+        const auto selection = Select(0, {.context = id, .query = query, .k = 5});
         ASSERT_OK(selection);
         ASSERT_GE(static_cast<int64_t>(selection->blocks.size()), std::min<int64_t>(5, at_least));
         for (const SelectedBlock& block : selection->blocks) {

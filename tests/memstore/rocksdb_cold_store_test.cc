@@ -30,8 +30,8 @@ absl::Status PutOne(ColdStore& store, uint64_t number, size_t size) {
   std::vector<std::byte> value =
       Payloads(0, static_cast<int64_t>(number), 1 + size / kPayloadBytes);
   value.resize(size);
-  const ColdStore::Record record{.key = key.view(), .value = value};
-  return store.Put({&record, 1});
+  const ColdStore::Entry entry{.key = key.view(), .body = value};
+  return store.Put({&entry, 1});
 }
 
 absl::Status GetOne(ColdStore& store, uint64_t number, size_t size) {

@@ -1,4 +1,4 @@
-// The scores and ranks that kernels/backend.h defines, by brute force in double.
+// The scores and ranks that kernels/ops/select.h defines, by brute force in double.
 #pragma once
 
 #include <algorithm>
@@ -21,39 +21,25 @@ inline std::vector<float> Rounded(std::span<const float> values, kernels::DType 
   return kept;
 }
 
-// [groups][blocks]: one group of all heads, or one per KV head.
-inline std::vector<std::vector<double>> OracleScores(std::span<const float> representatives,
-                                                     std::span<const float> query,
-                                                     const Geometry& geometry,
-                                                     kernels::Scoring scoring, bool per_kv_head) {
-  using kernels::RepresentativeKind;
+inline std::vector<double> OracleScores(std::span<const float> representatives,
+                                        std::span<const float> query, const Geometry& geometry,
+                                        kernels::Scoring scoring) {
+  const bool bounds = geometry.representative == kernels::RepresentativeKind::kBounds;
   const size_t dim = geometry.head_dim, per_kv = geometry.q_heads / geometry.kv_heads;
   const auto [slots, heads] = geometry.representative_shape();
   const std::vector<float> r = Rounded(representatives, geometry.dtype);
   const size_t blocks = r.size() / geometry.representative_floats();
-  std::vector<std::vector<double>> scores(per_kv_head ? geometry.kv_heads : 1,
-                                          std::vector<double>(blocks, 0.0));
+  std::vector<double> scores(blocks);
   for (size_t h = 0; h < static_cast<size_t>(geometry.q_heads); ++h) {
-    const bool bounds = geometry.representative == RepresentativeKind::kBounds;
-    const auto at = [&](size_t block, int64_t slot, size_t d) {
-      const size_t row = (block * slots + slot) * heads + (bounds ? h / per_kv : h);
-      return double{r[row * dim + d]};
-    };
     std::vector<double> logits(blocks);
     for (size_t b = 0; b < blocks; ++b) {
-      const auto dot = [&](int64_t slot) {
-        double sum = 0;
-        for (size_t d = 0; d < dim; ++d) sum += query[h * dim + d] * at(b, slot, d);
-        return sum;
-      };
-      if (bounds) {
-        for (size_t d = 0; d < dim; ++d) {
-          const double q = query[h * dim + d];
-          logits[b] += std::max(q * at(b, 0, d), q * at(b, 1, d));
-        }
-      } else {
-        logits[b] = dot(0);
-        for (int64_t slot = 1; slot < slots; ++slot) logits[b] = std::max(logits[b], dot(slot));
+      for (size_t d = 0; d < dim; ++d) {
+        const auto at = [&](int64_t slot) {
+          const size_t row = (b * slots + slot) * heads + (bounds ? h / per_kv : h);
+          return double{r[row * dim + d]};
+        };
+        const double q = query[h * dim + d];
+        logits[b] += bounds ? std::max(q * at(0), q * at(1)) : q * at(0);
       }
     }
     if (scoring == kernels::Scoring::kHeadVote && blocks > 0) {
@@ -63,19 +49,19 @@ inline std::vector<std::vector<double>> OracleScores(std::span<const float> repr
       for (double& logit : logits) sum += logit = std::exp(scale * (logit - most));
       for (double& logit : logits) logit /= sum;
     }
-    std::vector<double>& group = scores[per_kv_head ? h / per_kv : 0];
-    for (size_t b = 0; b < blocks; ++b) group[b] += logits[b];
+    for (size_t b = 0; b < blocks; ++b) scores[b] += logits[b];
   }
   return scores;
 }
 
-// The k largest, best first; ties go to the smaller index.
+// The k largest, ascending; ties go to the smaller index.
 inline std::vector<int64_t> OracleTopK(const std::vector<double>& scores, int64_t k) {
   std::vector<int64_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
                    [&](int64_t a, int64_t b) { return scores[a] > scores[b]; });
   order.resize(std::min(order.size(), static_cast<size_t>(k)));
+  std::sort(order.begin(), order.end());
   return order;
 }
 

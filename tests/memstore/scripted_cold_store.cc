@@ -10,8 +10,8 @@ class ColdScript::Store final : public ColdStore {
   Store(std::shared_ptr<ColdScript> script, std::unique_ptr<ColdStore> inner)
       : script_(std::move(script)), inner_(std::move(inner)) {}
 
-  absl::Status Put(std::span<const Record> records) override {
-    std::vector<Record> stored(records.begin(), records.end());
+  absl::Status Put(std::span<const Entry> entries) override {
+    std::vector<Entry> stored(entries.begin(), entries.end());
     {
       std::unique_lock lock(script_->mu_);
       ++script_->held_;
@@ -20,14 +20,15 @@ class ColdScript::Store final : public ColdStore {
       --script_->held_;
       if (!script_->put_status_.ok()) return script_->put_status_;
       size_t bytes = 0;
-      for (Record& record : stored) {
-        bytes += record.value.size();
+      for (Entry& entry : stored) {
+        bytes += entry.value_bytes();
         if (script_->truncate_ >= 0) {
-          record.value = record.value.first(
-              std::min<size_t>(record.value.size(), static_cast<size_t>(script_->truncate_)));
+          const auto kept = static_cast<size_t>(script_->truncate_);
+          entry.head = entry.head.first(std::min(entry.head.size(), kept));
+          entry.body = entry.body.first(std::min(entry.body.size(), kept - entry.head.size()));
         }
-        ++script_->writes_[std::string(record.key)];
-        script_->live_.insert(std::string(record.key));
+        ++script_->writes_[std::string(entry.key)];
+        script_->live_.insert(std::string(entry.key));
       }
       script_->put_bytes_.push_back(bytes);
     }
@@ -41,6 +42,8 @@ class ColdScript::Store final : public ColdStore {
     for (size_t i = 0; i < keys.size(); ++i) {
       if (!script_->get_status_.ok()) {
         statuses[i] = script_->get_status_;
+      } else if (script_->replacement_.size() == outs[i].size()) {
+        std::copy(script_->replacement_.begin(), script_->replacement_.end(), outs[i].begin());
       } else if (script_->flip_ >= 0 && script_->flip_ < static_cast<int64_t>(outs[i].size())) {
         outs[i][static_cast<size_t>(script_->flip_)] ^= std::byte{0x10};
       }
@@ -77,6 +80,11 @@ void ColdScript::FlipReadByte(int64_t offset) {
   const std::lock_guard lock(mu_);
   flip_ = offset;
 }
+void ColdScript::ReplaceReads(std::vector<std::byte> value) {
+  const std::lock_guard lock(mu_);
+  replacement_ = std::move(value);
+}
+
 void ColdScript::TruncatePuts(int64_t bytes) {
   const std::lock_guard lock(mu_);
   truncate_ = bytes;

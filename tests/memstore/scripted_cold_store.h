@@ -26,6 +26,8 @@ class ColdScript {
   void FailGets(absl::Status status);
   // Inverts one bit of byte `offset` of every value that is read; -1 ends it.
   void FlipReadByte(int64_t offset);
+  // Every value that is read is this one; empty ends it.
+  void ReplaceReads(std::vector<std::byte> value);
   // Stores only that many bytes of every value; -1 ends it.
   void TruncatePuts(int64_t bytes);
 
@@ -48,6 +50,7 @@ class ColdScript {
   absl::Status put_status_;
   absl::Status get_status_;
   int64_t flip_ = -1;
+  std::vector<std::byte> replacement_;
   int64_t truncate_ = -1;
   bool hold_ = false;
   int held_ = 0;

@@ -1,6 +1,7 @@
 // Blocks whose bytes say which they are.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -13,12 +14,19 @@
 namespace infllm::memstore {
 
 // One page per payload: 2 * 2 * 32 * 8 * 4 bytes.
-inline constexpr Geometry kGeometry = {
-    .layers = 2, .q_heads = 4, .kv_heads = 2, .head_dim = 8, .block_tokens = 32};
+inline constexpr Geometry kGeometry = {.layers = 2,
+                                       .q_heads = 4,
+                                       .kv_heads = 2,
+                                       .head_dim = 8,
+                                       .block_tokens = 32,
+                                       .representative = kernels::RepresentativeKind::kMeanKey};
 inline constexpr int64_t kPayloadBytes = 4096;
 
 inline ContextOptions Options() {
-  return {.tenant = "tenant", .model = {.hi = 0x0123456789abcdef, .lo = 42}, .geometry = kGeometry};
+  return {.tenant = "tenant",
+          .model = {.hi = 0x0123456789abcdef, .lo = 42},
+          .recipe = "n_local=4096 block_tokens=32",
+          .geometry = kGeometry};
 }
 
 inline uint64_t SplitMix(uint64_t& state) {
@@ -39,6 +47,16 @@ inline std::vector<std::byte> Payloads(int64_t layer, int64_t first, int64_t cou
   }
   const auto bytes = std::as_bytes(std::span(all));
   return {bytes.begin(), bytes.end()};
+}
+
+// Where payloads that lie back to back begin.
+inline std::vector<std::span<const std::byte>> Spans(std::span<const std::byte> payloads,
+                                                     const Geometry& geometry = kGeometry) {
+  std::vector<std::span<const std::byte>> spans;
+  for (; !payloads.empty(); payloads = payloads.subspan(spans.back().size())) {
+    spans.push_back(payloads.first(std::min(payloads.size(), geometry.payload_bytes())));
+  }
+  return spans;
 }
 
 // Small whole numbers: scores are exact in any order of summation, and the same in bf16.
@@ -78,6 +96,23 @@ inline std::vector<float> Query(int64_t seed, const Geometry& geometry = kGeomet
 
 inline std::vector<std::byte> Bytes(const BlockHandle& handle) {
   return {handle.payload().begin(), handle.payload().end()};
+}
+
+// Whole numbers of up to ten bits, so that bf16 rounds most of them and scores are still exact.
+// Bounds are in order.
+inline std::vector<float> WideRepresentatives(uint64_t seed, int64_t count,
+                                              const Geometry& geometry) {
+  const size_t floats = geometry.representative_floats();
+  std::vector<float> values(count * floats);
+  for (float& value : values) {
+    value = static_cast<float>(static_cast<int64_t>(SplitMix(seed) % 1999) - 999);
+  }
+  if (geometry.representative == kernels::RepresentativeKind::kBounds) {
+    for (int64_t block = 0; block < count; ++block) {
+      OrderBounds(std::span(values).subspan(block * floats, floats));
+    }
+  }
+  return values;
 }
 
 inline kernels::Backend& TestBackend() {

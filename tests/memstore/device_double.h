@@ -1,0 +1,94 @@
+// A backend whose memory the host cannot touch and whose operations begin only when somebody waits
+// for them, as those of a real device may. Thread-safe.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "kernels/backend.h"
+#include "kernels/core/status_macros.h"
+
+namespace infllm::memstore {
+
+class DeviceDouble final : public kernels::Backend {
+ public:
+  std::string_view name() const override { return "double"; }
+  bool host_accessible() const override { return false; }
+  kernels::DType preferred_dtype() const override { return kernels::DType::kF32; }
+
+  absl::StatusOr<kernels::Buffer> Allocate(size_t bytes) override {
+    const std::lock_guard lock(mu_);
+    void* const data =
+        ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    INFLLM_CHECK(data != MAP_FAILED);
+    memory_[data] = bytes;
+    return kernels::Buffer(data, bytes, [this](void* freed) {
+      const std::lock_guard free_lock(mu_);
+      ::munmap(freed, memory_.extract(freed).mapped());
+    });
+  }
+  absl::StatusOr<kernels::Buffer> AllocateHost(size_t bytes) override {
+    return host_->AllocateHost(bytes);
+  }
+
+  absl::StatusOr<kernels::Stream> NewStream() override {
+    const std::lock_guard lock(mu_);
+    return kernels::Stream{++streams_};
+  }
+  absl::StatusOr<kernels::Event> NewEvent() override { return absl::UnimplementedError(""); }
+  absl::Status Record(kernels::Stream, kernels::Event) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status Wait(kernels::Stream, kernels::Event) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status Synchronize(kernels::Stream stream) override {
+    const std::lock_guard lock(mu_);
+    for (const auto& [data, bytes] : memory_) ::mprotect(data, bytes, PROT_READ | PROT_WRITE);
+    absl::Status status;
+    for (const auto& operation : std::exchange(queues_[stream], {})) status.Update(operation());
+    for (const auto& [data, bytes] : memory_) ::mprotect(data, bytes, PROT_NONE);
+    return status;
+  }
+
+  absl::Status Copy(kernels::Stream stream, void* to, const void* from, size_t bytes) override {
+    return Enqueue(stream, [=, this] { return host_->Copy(kMainStream, to, from, bytes); });
+  }
+  absl::Status Zero(kernels::Stream stream, void* device, size_t bytes) override {
+    return Enqueue(stream, [=, this] { return host_->Zero(kMainStream, device, bytes); });
+  }
+  absl::StatusOr<kernels::Weight> PackWeight(std::span<const kernels::WeightSource>, int64_t,
+                                             kernels::DType) override {
+    return absl::UnimplementedError("");
+  }
+  absl::Status ScoreBlocks(kernels::Stream stream, const kernels::ScoreBlocksArgs& args) override {
+    return Enqueue(stream, [=, this] { return host_->ScoreBlocks(kMainStream, args); });
+  }
+  absl::Status TopK(kernels::Stream stream, const kernels::TopKArgs& args) override {
+    return Enqueue(stream, [=, this] { return host_->TopK(kMainStream, args); });
+  }
+
+ private:
+  absl::Status Enqueue(kernels::Stream stream, std::function<absl::Status()> operation) {
+    const std::lock_guard lock(mu_);
+    queues_[stream].push_back(std::move(operation));
+    return absl::OkStatus();
+  }
+
+  const std::unique_ptr<kernels::Backend> host_ = kernels::NewReferenceBackend();
+  std::mutex mu_;
+  std::map<void*, size_t> memory_ ABSL_GUARDED_BY(mu_);
+  std::map<kernels::Stream, std::vector<std::function<absl::Status()>>> queues_
+      ABSL_GUARDED_BY(mu_);
+  uintptr_t streams_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+}  // namespace infllm::memstore

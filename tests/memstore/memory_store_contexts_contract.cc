@@ -1,0 +1,221 @@
+// The part of the contract about contexts: how they come, fork and go.
+#include <limits>
+#include <numeric>
+#include <string>
+#include <utility>
+
+#include "memstore/limits.h"
+#include "tests/memstore/memory_store_contract.h"
+#include "tests/support/status_matchers.h"
+
+namespace infllm::memstore {
+namespace {
+
+using ::infllm::testing::IsOk;
+using ::infllm::testing::StatusIs;
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// ---- Create
+
+TEST_P(MemoryStoreContract, CreateNamesTheFieldThatIsWrong) {
+  const auto refused = [&](auto change, std::string_view name) {
+    ContextOptions options = Options();
+    change(options);
+    EXPECT_THAT(store_->Create(NewContextId(), options),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(std::string(name))));
+  };
+  EXPECT_THAT(store_->Create(ContextId{}, Options()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("id is zero")));
+  refused([](auto& o) { o.recipe = std::string(limits::kMaxRecipeBytes + 1, 'x'); }, "recipe");
+  refused([](auto& o) { o.tenant = std::string(limits::kMaxTenantBytes + 1, 'x'); }, "tenant");
+  for (const int32_t bad : {0, -1, std::numeric_limits<int32_t>::min(), 1 << 20}) {
+    refused([&](auto& o) { o.geometry.layers = bad; }, "layers");
+    refused([&](auto& o) { o.geometry.q_heads = bad; }, "q_heads");
+    refused([&](auto& o) { o.geometry.kv_heads = bad; }, "kv_heads");
+    refused([&](auto& o) { o.geometry.head_dim = bad; }, "head_dim");
+    refused([&](auto& o) { o.geometry.block_tokens = bad; }, "block_tokens");
+  }
+  refused([](auto& o) { o.geometry.kv_heads = 3; }, "multiple of kv_heads");
+  refused(
+      [](auto& o) {
+        o.geometry.q_heads = o.geometry.kv_heads = limits::kMaxHeads;
+        o.geometry.head_dim = limits::kMaxHeadDim;
+        o.geometry.block_tokens = limits::kMaxBlockTokens;
+      },
+      "bytes of a block");
+  refused([](auto& o) { o.geometry.dtype = static_cast<kernels::DType>(7); }, "dtype");
+  EXPECT_EQ(Stats().contexts, 0);
+}
+
+TEST_P(MemoryStoreContract, TheLongestNamesAreTaken) {
+  ContextOptions options = Options();
+  options.tenant = std::string(limits::kMaxTenantBytes, '\xff');
+  options.recipe = std::string(limits::kMaxRecipeBytes, 'r');
+  EXPECT_OK(store_->Create(NewContextId(), options));
+}
+
+TEST_P(MemoryStoreContract, CreateCanBeRepeated) {
+  const ContextId id = NewContextId();
+  ASSERT_OK(store_->Create(id, Options()));
+  EXPECT_OK(store_->Create(id, Options()));
+  ASSERT_OK(Append(id, 0, 0, 2));
+  EXPECT_OK(store_->Create(id, Options()));
+  EXPECT_OK(FetchAndCompare(id, 0, {0, 1})) << "it is not made anew";
+  EXPECT_EQ(Stats().contexts, 1);
+  ASSERT_OK(store_->Drop(id));
+  ASSERT_OK(store_->Create(id, Options()));
+  EXPECT_OK(Append(id, 0, 0, 1, /*flavour=*/1)) << "after a drop it is";
+}
+
+TEST_P(MemoryStoreContract, AnIdIsOfOneContext) {
+  const ContextId id = NewContext();
+  const auto exists = StatusIs(absl::StatusCode::kAlreadyExists,
+                               AllOf(HasSubstr(ToString(id)), HasSubstr("other")));
+  const auto refused = [&](auto change) {
+    ContextOptions options = Options();
+    change(options);
+    EXPECT_THAT(store_->Create(id, options), exists);
+  };
+  refused([](auto& o) { o.tenant = "another"; });
+  refused([](auto& o) { o.model.lo = 43; });
+  refused([](auto& o) { o.recipe = "n_local=128"; });
+  refused([](auto& o) { o.geometry.layers = 3; });
+  refused([](auto& o) { o.geometry.dtype = kernels::DType::kBF16; });
+  refused([](auto& o) { o.geometry.representative = kernels::RepresentativeKind::kBounds; });
+  const ContextId fork = Forked(id);
+  EXPECT_THAT(store_->Create(fork, Options()),
+              StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("fork")));
+  EXPECT_EQ(Stats().contexts, 2);
+}
+
+TEST_P(MemoryStoreContract, ABlockLargerThanRamIsRefusedAtOnce) {
+  Remake(/*ram_blocks=*/1, nullptr);
+  EXPECT_OK(store_->Create(NewContextId(), Options()));
+  ContextOptions options = Options();
+  options.geometry.block_tokens *= 2;
+  EXPECT_THAT(store_->Create(NewContextId(), options),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("--ram-bytes")));
+}
+
+// ---- Seal, Fork, Drop
+
+TEST_P(MemoryStoreContract, ASealedContextIsReadOnly) {
+  const ContextId id = NewContext();
+  ASSERT_OK(Append(id, 0, 0, 3));
+  ASSERT_OK(Publish(id, 0, 0, 2));
+  ASSERT_OK(store_->Seal(id));
+  EXPECT_OK(store_->Seal(id));
+  const auto sealed = StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("sealed"));
+  EXPECT_THAT(Append(id, 0, 3, 1), sealed);
+  EXPECT_THAT(Publish(id, 0, 2, 1), sealed);
+  EXPECT_OK(FetchAndCompare(id, 0, {0, 1, 2}));
+  ASSERT_OK_AND_ASSIGN(const Selection all, Select(0, {.context = id, .query = Query(0), .k = 9}));
+  EXPECT_THAT(Indices(all), ElementsAre(0, 1));
+  const ContextId fork = Forked(id);
+  EXPECT_OK(Append(fork, 0, 3, 1));
+  EXPECT_OK(Publish(fork, 0, 2, 2));
+}
+
+TEST_P(MemoryStoreContract, AForkSharesThePastAndGrowsApart) {
+  const ContextId parent = NewContext();
+  ASSERT_OK(Append(parent, 0, 0, 300));
+  ASSERT_OK(Publish(parent, 0, 0, 290));
+  const ContextId child = Forked(parent);
+  EXPECT_NE(parent, child);
+  EXPECT_EQ(Stats().blocks, 300);
+  ASSERT_OK(Append(parent, 0, 300, 10, /*flavour=*/1));
+  ASSERT_OK(Append(child, 0, 300, 10, /*flavour=*/2));
+  // Blocks stored but not published when the fork was made get representatives on either side.
+  ASSERT_OK(Publish(parent, 0, 290, 10, /*flavour=*/1));
+  ASSERT_OK(Publish(child, 0, 290, 10, /*flavour=*/2));
+  EXPECT_EQ(Stats().blocks, 320);
+  EXPECT_EQ(Stats().contexts, 2);
+
+  for (const auto& [id, flavour] : {std::pair{parent, 1}, std::pair{child, 2}}) {
+    EXPECT_OK(FetchAndCompare(id, 0, {0, 255, 256, 299}));
+    EXPECT_OK(FetchAndCompare(id, 0, {300, 309}, flavour));
+    std::vector<float> of_last = Representatives(0, 295, 1, flavour);
+    ASSERT_OK_AND_ASSIGN(const Selection best,
+                         Select(0, {.context = id, .query = of_last, .k = 1}));
+    EXPECT_EQ(best.blocks[0].score,
+              std::inner_product(of_last.begin(), of_last.end(), of_last.begin(), 0.0f));
+  }
+  EXPECT_THAT(Append(child, 0, 300, 1, /*flavour=*/1), StatusIs(absl::StatusCode::kAlreadyExists));
+}
+
+TEST_P(MemoryStoreContract, ForkCanBeRepeatedUntilEitherGrows) {
+  const ContextId parent = NewContext();
+  ASSERT_OK(Append(parent, 1, 0, 3));
+  ASSERT_OK(Publish(parent, 1, 0, 2));
+  const ContextId first = Forked(parent), second = Forked(parent), third = Forked(parent);
+  ASSERT_OK(store_->Seal(parent));
+  for (const ContextId& child : {first, second, third}) EXPECT_OK(store_->Fork(parent, child));
+  EXPECT_EQ(Stats().contexts, 4);
+  const auto grown = StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("grown"));
+  ASSERT_OK(Append(first, 0, 0, 1));
+  EXPECT_THAT(store_->Fork(parent, first), grown);
+  ASSERT_OK(Publish(second, 1, 2, 1));
+  EXPECT_THAT(store_->Fork(parent, second), grown);
+  EXPECT_OK(store_->Fork(parent, third)) << "what its sisters do is their own";
+  EXPECT_OK(FetchAndCompare(third, 1, {0, 1, 2}));
+
+  const ContextId root = NewContext(), child = Forked(root);
+  ASSERT_OK(Append(root, 0, 0, 1));
+  EXPECT_THAT(store_->Fork(root, child), grown) << "the parent, too";
+}
+
+TEST_P(MemoryStoreContract, AForkTakesNoIdThatIsTaken) {
+  const ContextId parent = NewContext(), other = NewContext();
+  const ContextId child = Forked(parent);
+  const auto exists = StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("exists already"));
+  EXPECT_THAT(store_->Fork(parent, other), exists);
+  EXPECT_THAT(store_->Fork(parent, parent), exists);
+  EXPECT_THAT(store_->Fork(other, child), exists) << "it has another parent";
+  EXPECT_THAT(store_->Fork(parent, ContextId{}), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(Stats().contexts, 3);
+}
+
+TEST_P(MemoryStoreContract, WhatForksShareGoesWithTheLastOfThem) {
+  const ContextId parent = NewContext();
+  ASSERT_OK(Append(parent, 0, 0, 10));
+  const ContextId child = Forked(parent);
+  const ContextId grandchild = Forked(child);
+  ASSERT_OK(Append(child, 0, 10, 5, 1));
+  ASSERT_OK(store_->Drop(parent));
+  EXPECT_OK(FetchAndCompare(child, 0, {0, 9}));
+  EXPECT_EQ(Stats().blocks, 15);
+  ASSERT_OK(store_->Drop(child));
+  EXPECT_OK(FetchAndCompare(grandchild, 0, {0, 9}));
+  EXPECT_EQ(Stats().blocks, 10);
+  ASSERT_OK(store_->Drop(grandchild));
+  const StoreStats stats = Stats();
+  EXPECT_EQ(stats.blocks, 0);
+  EXPECT_EQ(stats.blocks_ram, 0);
+  EXPECT_EQ(stats.ram_bytes, 0);
+  EXPECT_EQ(stats.contexts, 0);
+  EXPECT_EQ(stats.representative_bytes, 0);
+}
+
+TEST_P(MemoryStoreContract, AHandleOutlivesItsContext) {
+  const ContextId id = NewContext();
+  ASSERT_OK(Append(id, 0, 0, 2));
+  ASSERT_OK_AND_ASSIGN(const auto handles, store_->Fetch(id, 0, std::vector<int64_t>{1}));
+  const BlockHandle copy = handles[0];
+  ASSERT_OK(store_->Drop(id));
+  const ContextId other = NewContext();
+  ASSERT_OK(Append(other, 0, 0, 50, /*flavour=*/3));
+  EXPECT_EQ(Bytes(copy), Payloads(0, 1));
+}
+
+TEST_P(MemoryStoreContract, AHandleOutlivesTheStore) {
+  const ContextId id = NewContext();
+  ASSERT_OK(Append(id, 0, 0, 1));
+  ASSERT_OK_AND_ASSIGN(const auto handles, store_->Fetch(id, 0, std::vector<int64_t>{0}));
+  store_.reset();
+  EXPECT_EQ(Bytes(handles[0]), Payloads(0, 0));
+}
+
+}  // namespace
+}  // namespace infllm::memstore
