@@ -2,11 +2,8 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
-#include <grpcpp/create_channel.h>
 #include <grpcpp/impl/codegen/client_unary_call.h>
-#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/channel_arguments.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/sync_stream.h>
 
@@ -24,11 +21,10 @@
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/validate.h"
-#include "services/common/endpoint.h"
 #include "services/common/errors.h"
-#include "services/common/grpc_runtime.h"
 #include "services/memstore/answers.h"
 #include "services/memstore/cancellation.h"
+#include "services/memstore/channel.h"
 #include "services/memstore/wire.h"
 
 namespace infllm::services {
@@ -490,51 +486,12 @@ class RemoteStoreClient final : public RemoteStore {
   absl::Time last_drops_end_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
 };
 
-std::shared_ptr<grpc::Channel> NewChannel(const Endpoint& endpoint) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(wire::kMaxMessageBytes);
-  arguments.SetMaxSendMessageSize(wire::kMaxMessageBytes);
-  // Stores are reached directly, also where http_proxy is set.
-  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
-  // A connection of its own, not one shared with other channels of this process.
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  // A daemon that was restarted is found again within a second.
-  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  const std::string target =
-      endpoint.is_unix() ? endpoint.ToString() : absl::StrCat("dns:///", endpoint.ToString());
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
-}
-
-// Between two looks at RemoteStoreOptions::cancel while connecting.
-constexpr absl::Duration kConnectLook = absl::Milliseconds(50);
-
-// gRPC tells the reason only to a call.
-std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel, absl::Duration waited) {
-  grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(100)));
-  pb::StatsResponse response;
-  const grpc::Status status =
-      pb::MemoryStore::NewStub(channel)->Stats(&context, pb::StatsRequest(), &response);
-  if (status.error_code() == grpc::StatusCode::UNAVAILABLE) return status.error_message();
-  return absl::StrCat("no answer within ", absl::ToDoubleSeconds(waited), " s");
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RemoteStore>> ConnectRemoteStore(const std::string& target,
                                                                 const RemoteStoreOptions& options) {
-  INFLLM_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(target));
-  KeepGrpcInitialized();
-  std::shared_ptr<grpc::Channel> channel = NewChannel(endpoint);
-  const absl::Time give_up = absl::Now() + options.connect_timeout;
-  while (!channel->WaitForConnected(
-      absl::ToChronoTime(std::min(give_up, absl::Now() + kConnectLook)))) {
-    if (options.cancel != nullptr && *options.cancel) return error::Cancelled(target, "connecting");
-    if (absl::Now() >= give_up) {
-      return error::StoreUnavailable(target, WhyNotConnected(channel, options.connect_timeout));
-    }
-  }
+  INFLLM_ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel,
+                          ConnectChannel(target, options.connect_timeout, options.cancel));
   auto store = std::make_unique<RemoteStoreClient>(target, options, std::move(channel));
   INFLLM_RETURN_IF_ERROR(store->Probe());
   return store;

@@ -43,36 +43,43 @@ class PuppetStore final : public memstore::MemoryStore {
   using ContextId = memstore::ContextId;
   using Blocks = std::vector<memstore::BlockHandle>;
 
-  Settable<absl::StatusOr<ContextId>(const memstore::ContextOptions&)> create;
-  Settable<absl::Status(ContextId, int32_t, int64_t, std::span<const std::byte>)> append;
-  Settable<absl::Status(ContextId, int32_t, int64_t, std::span<const float>)> publish;
-  Settable<absl::StatusOr<memstore::Selection>(ContextId, int32_t, const memstore::SelectRequest&)>
-      select;
-  Settable<absl::StatusOr<Blocks>(ContextId, int32_t, std::span<const int64_t>)> fetch;
-  Settable<absl::StatusOr<ContextId>(ContextId)> fork;
+  using Payloads = std::span<const std::span<const std::byte>>;
 
-  absl::StatusOr<ContextId> Create(const memstore::ContextOptions& options) override {
-    return create(options);
+  Settable<absl::Status(const ContextId&, const memstore::ContextOptions&)> create;
+  Settable<absl::Status(const ContextId&, int32_t, int64_t, Payloads)> append;
+  Settable<absl::Status(const ContextId&, int32_t, int64_t, std::span<const float>)> publish;
+  Settable<absl::StatusOr<std::vector<memstore::Selection>>(const memstore::SelectRequest&)> select;
+  Settable<absl::StatusOr<Blocks>(const ContextId&, int32_t, std::span<const int64_t>)> fetch;
+  Settable<absl::Status(const ContextId&, const ContextId&)> fork;
+  Settable<absl::Status(const ContextId&)> drop;
+
+  absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
+    return create(id, options);
   }
-  absl::Status Append(ContextId context, int32_t layer, int64_t first_block,
-                      std::span<const std::byte> payloads) override {
+  absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
+                      Payloads payloads) override {
     return append(context, layer, first_block, payloads);
   }
-  absl::Status Publish(ContextId context, int32_t layer, int64_t first_block,
+  absl::Status Publish(const ContextId& context, int32_t layer, int64_t first_block,
                        std::span<const float> representatives) override {
     return publish(context, layer, first_block, representatives);
   }
-  absl::StatusOr<memstore::Selection> Select(ContextId context, int32_t layer,
-                                             const memstore::SelectRequest& request) override {
-    return select(context, layer, request);
+  absl::StatusOr<std::vector<memstore::Selection>> Select(
+      const memstore::SelectRequest& request) override {
+    return select(request);
   }
-  absl::StatusOr<Blocks> Fetch(ContextId context, int32_t layer,
+  absl::StatusOr<memstore::IndexView> View(const ContextId&, int32_t) override {
+    return absl::UnimplementedError("a puppet");
+  }
+  absl::StatusOr<Blocks> Fetch(const ContextId& context, int32_t layer,
                                std::span<const int64_t> blocks) override {
     return fetch(context, layer, blocks);
   }
-  absl::Status Seal(ContextId) override { return absl::OkStatus(); }
-  absl::StatusOr<ContextId> Fork(ContextId context) override { return fork(context); }
-  absl::Status Drop(ContextId) override { return absl::OkStatus(); }
+  absl::Status Seal(const ContextId&) override { return absl::OkStatus(); }
+  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
+    return fork(parent, child);
+  }
+  absl::Status Drop(const ContextId& context) override { return drop(context); }
   absl::StatusOr<memstore::StoreStats> Stats() override { return memstore::StoreStats(); }
 };
 

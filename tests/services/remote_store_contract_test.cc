@@ -3,12 +3,14 @@
 #include "services/memstore/remote_store.h"
 #include "services/memstore/server.h"
 #include "tests/memstore/memory_store_contract.h"
+#include "tests/services/fake_retry_clock.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
 namespace infllm::memstore {
 namespace {
 
+using ::infllm::testing::FakeRetryClock;
 using ::infllm::testing::TempDir;
 using services::Endpoint;
 
@@ -21,36 +23,41 @@ class ServedStore final : public MemoryStore {
     auto server = services::MemstoreServer::Start(listen, *store_);
     EXPECT_OK(server);
     server_ = *std::move(server);
-    auto client = services::ConnectRemoteStore(server_->endpoint().ToString(), {});
+    auto client = services::ConnectRemoteStore(server_->endpoint().ToString(), {.clock = &clock_});
     EXPECT_OK(client);
     client_ = *std::move(client);
   }
 
-  absl::StatusOr<ContextId> Create(const ContextOptions& options) override {
-    return client_->Create(options);
+  absl::Status Create(const ContextId& id, const ContextOptions& options) override {
+    return client_->Create(id, options);
   }
-  absl::Status Append(ContextId context, int32_t layer, int64_t first_block,
-                      std::span<const std::byte> payloads) override {
+  absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
+                      std::span<const std::span<const std::byte>> payloads) override {
     return client_->Append(context, layer, first_block, payloads);
   }
-  absl::Status Publish(ContextId context, int32_t layer, int64_t first_block,
+  absl::Status Publish(const ContextId& context, int32_t layer, int64_t first_block,
                        std::span<const float> representatives) override {
     return client_->Publish(context, layer, first_block, representatives);
   }
-  absl::StatusOr<Selection> Select(ContextId context, int32_t layer,
-                                   const SelectRequest& request) override {
-    return client_->Select(context, layer, request);
+  absl::StatusOr<std::vector<Selection>> Select(const SelectRequest& request) override {
+    return client_->Select(request);
   }
-  absl::StatusOr<std::vector<BlockHandle>> Fetch(ContextId context, int32_t layer,
+  absl::StatusOr<IndexView> View(const ContextId& context, int32_t layer) override {
+    return client_->View(context, layer);
+  }
+  absl::StatusOr<std::vector<BlockHandle>> Fetch(const ContextId& context, int32_t layer,
                                                  std::span<const int64_t> blocks) override {
     return client_->Fetch(context, layer, blocks);
   }
-  absl::Status Seal(ContextId context) override { return client_->Seal(context); }
-  absl::StatusOr<ContextId> Fork(ContextId context) override { return client_->Fork(context); }
-  absl::Status Drop(ContextId context) override { return client_->Drop(context); }
+  absl::Status Seal(const ContextId& context) override { return client_->Seal(context); }
+  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
+    return client_->Fork(parent, child);
+  }
+  absl::Status Drop(const ContextId& context) override { return client_->Drop(context); }
   absl::StatusOr<StoreStats> Stats() override { return client_->Stats(); }
 
  private:
+  FakeRetryClock clock_;  // so that errors which are tried again come at once
   const std::unique_ptr<MemoryStore> store_;
   std::unique_ptr<services::MemstoreServer> server_;
   std::unique_ptr<MemoryStore> client_;
