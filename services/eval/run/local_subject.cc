@@ -63,28 +63,49 @@ class Interview {
   absl::Status Read(const ReadingNode& node, std::unique_ptr<Session> session) {
     const auto start = std::chrono::steady_clock::now();
     const int64_t tokens = node.end - node.begin;
-    INFLLM_RETURN_IF_ERROR(session->Ingest(
+    const absl::Status read = session->Ingest(
         std::span(texts_[node.text])
             .subspan(static_cast<size_t>(node.begin), static_cast<size_t>(tokens)),
         [&](int64_t done) {
           if (events_.on_progress) events_.on_progress(done_ + done, total_);
         },
-        cancel_));
+        cancel_);
+    if (!read.ok()) return GiveUp(node, read);
     done_ += tokens;
     reading_.tokens_read += tokens;
     reading_.seconds += SecondsSince(start);
     if (node.children.empty()) return AskQuestions(node.text, *session);
     for (size_t i = 0; i + 1 < node.children.size(); ++i) {
-      INFLLM_ASSIGN_OR_RETURN(auto fork, session->Fork());
-      INFLLM_RETURN_IF_ERROR(Read(node.children[i], std::move(fork)));
+      absl::StatusOr<std::unique_ptr<Session>> fork = session->Fork();
+      INFLLM_RETURN_IF_ERROR(fork.ok() ? Read(node.children[i], *std::move(fork))
+                                       : GiveUp(node.children[i], fork.status()));
     }
     return Read(node.children.back(), std::move(session));
+  }
+
+  // Of one sample, or of all that share the reading that failed; anything but too little room is
+  // an error of the whole.
+  absl::Status GiveUp(size_t index, const absl::Status& error) {
+    if (!absl::IsResourceExhausted(error) || !events_.on_error) return error;
+    events_.on_error(index, error);
+    texts_[index] = {};
+    return absl::OkStatus();
+  }
+  absl::Status GiveUp(const ReadingNode& node, const absl::Status& error) {
+    if (node.children.empty()) {
+      done_ += node.TokensToRead();
+      return GiveUp(node.text, error);
+    }
+    done_ += node.end - node.begin;
+    for (const ReadingNode& child : node.children) INFLLM_RETURN_IF_ERROR(GiveUp(child, error));
+    return absl::OkStatus();
   }
 
   absl::Status AskQuestions(size_t index, Session& session) {
     const Sample& sample = samples_[index];
     if (events_.on_read) {
-      INFLLM_RETURN_IF_ERROR(MeasureMemory(attention_, session, reading_));
+      const absl::Status measured = MeasureMemory(attention_, session, reading_);
+      if (!measured.ok()) return GiveUp(index, measured);
       INFLLM_RETURN_IF_ERROR(events_.on_read(index, reading_));
     }
     reading_ = {};  // what comes next is read for the samples that come next
@@ -97,12 +118,11 @@ class Interview {
     size_t next_passage = 0;
     for (size_t i = 0; i < sample.questions.size(); ++i) {
       const size_t count = sample.questions[i].evidence.size();
-      INFLLM_ASSIGN_OR_RETURN(
-          const Answer answer,
-          AskQuestion(sample, sample.questions[i], std::span(passages).subspan(next_passage, count),
-                      session));
+      const absl::StatusOr<Answer> answer = AskQuestion(
+          sample, sample.questions[i], std::span(passages).subspan(next_passage, count), session);
+      if (!answer.ok()) return GiveUp(index, answer.status());
       next_passage += count;
-      if (events_.on_answer) INFLLM_RETURN_IF_ERROR(events_.on_answer(index, i, answer));
+      if (events_.on_answer) INFLLM_RETURN_IF_ERROR(events_.on_answer(index, i, *answer));
     }
     texts_[index] = {};  // read for good
     return absl::OkStatus();
