@@ -10,7 +10,6 @@
 #include <memory>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -18,7 +17,6 @@
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
 #include "services/eval/report/report.h"
-#include "services/eval/report/text.h"
 #include "services/eval/run/configurations.h"
 #include "services/eval/run/endpoint_subject.h"
 #include "services/eval/run/local_subject.h"
@@ -40,7 +38,7 @@ struct EvalFlags {
   std::string endpoint, endpoint_model;
   int64_t endpoint_timeout = 3600;
   int64_t max_full_tokens = 65536;
-  double require_score = 0, require_recall = 0;
+  Floors floors;
   bool list_tasks = false;
 };
 
@@ -194,40 +192,16 @@ absl::Status PlanEndpoint(const EvalFlags& flags, EvalPlan& plan) {
   return absl::OkStatus();
 }
 
-// Whether every infllm configuration (or the endpoint) is as good as asked for, over the answers
-// of this plan.
-absl::Status CheckFloors(const EvalFlags& flags, const EvalPlan& plan, const Records& records) {
-  std::vector<std::string> failures;
-  for (const Configuration& configuration : plan.configurations) {
-    if (!absl::StartsWith(configuration.name, "infllm") && configuration.name != "endpoint") {
-      continue;
-    }
-    double score = 0, hits = 0;
-    int64_t answers = 0, known = 0;
-    for (const AnswerRecord& record : records.answers) {
-      const bool planned =
-          std::count(plan.lengths.begin(), plan.lengths.end(), record.length) > 0 &&
-          std::any_of(plan.tasks.begin(), plan.tasks.end(),
-                      [&](const Task* task) { return task->name() == record.task; });
-      if (record.config != configuration.name || !planned) continue;
-      ++answers;
-      score += record.score;
-      if (!record.retrieval) continue;
-      ++known;
-      hits += record.retrieval->hit() ? 1 : 0;
-    }
-    const auto check = [&](const char* what, double sum, int64_t count, double floor) {
-      if (floor <= 0 || (count > 0 && sum >= floor * static_cast<double>(count))) return;
-      failures.push_back(absl::StrCat(
-          configuration.name, " has a ", what, " of ",
-          count > 0 ? FormatPercent(sum / static_cast<double>(count)) + "%" : "nothing", " over ",
-          count, " answers, required are ", FormatPercent(floor), "%"));
-    };
-    check("score", score, answers, flags.require_score);
-    check("recall", hits, known, flags.require_recall);
-  }
-  if (failures.empty()) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrJoin(failures, "; "));
+// Floors that nothing is measured against would always hold.
+absl::Status CheckFloorsApply(const Floors& floors, const EvalPlan& plan) {
+  if (floors.score <= 0 && floors.recall <= 0) return absl::OkStatus();
+  const bool any =
+      std::any_of(plan.configurations.begin(), plan.configurations.end(),
+                  [](const Configuration& configuration) { return HasFloor(configuration.name); });
+  if (any && !plan.tasks.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "--require-score and --require-recall are about the answers of policy infllm or of an "
+      "endpoint, and none are asked for: add policy infllm and a task other than perplexity");
 }
 
 absl::Status RunEvalCommand(const EvalFlags& flags) {
@@ -241,13 +215,15 @@ absl::Status RunEvalCommand(const EvalFlags& flags) {
   const Interrupt interrupt;
   INFLLM_RETURN_IF_ERROR(flags.endpoint.empty() ? PlanLocal(flags, interrupt.flag(), plan, model)
                                                 : PlanEndpoint(flags, plan));
-  INFLLM_ASSIGN_OR_RETURN(const Records records, RunEval(plan, interrupt.flag()));
+  INFLLM_RETURN_IF_ERROR(CheckFloorsApply(flags.floors, plan));
+  INFLLM_ASSIGN_OR_RETURN(const EvalOutcome outcome, RunEval(plan, interrupt.flag()));
   if (flags.runtime.json) {
-    absl::PrintF("%s\n", JsonReport(records, plan.title));
+    absl::PrintF("%s\n", JsonReport(outcome.records, plan.title));
   } else {
-    absl::PrintF("%s\nPictures: %s/report.html\n", MarkdownReport(records, plan.title), flags.out);
+    absl::PrintF("%s\nPictures: %s/report.html\n", MarkdownReport(outcome.records, plan.title),
+                 flags.out);
   }
-  return CheckFloors(flags, plan, records);
+  return CheckOutcome(outcome, flags.floors);
 }
 
 void AddTaskFlags(CLI::App& app, EvalFlags& flags) {
@@ -349,10 +325,12 @@ Command AddEvalCommand(CLI::App& app) {
   const auto floor = [&](const char* name, double& value, const char* help) {
     app.add_option(name, value, help)->check(CLI::Range(0.0, 1.0));
   };
-  floor("--require-score", flags->require_score,
-        "fail if the mean score of an infllm configuration is below this, from 0 to 1");
-  floor("--require-recall", flags->require_recall,
-        "fail if an infllm configuration retrieves the evidence less often, from 0 to 1");
+  floor("--require-score", flags->floors.score,
+        "fail if the mean score of an infllm configuration is below this, from 0 to 1, or if an "
+        "answer is missing");
+  floor("--require-recall", flags->floors.recall,
+        "fail if an infllm configuration retrieves the evidence less often, from 0 to 1, or if an "
+        "answer is missing");
   CLI::Option* const model = app.get_option("--model")->required(false);
   app.callback([flags, model, &app] {
     flags->configurations.rope_factor_given = app.get_option("--rope-factor")->count() > 0;

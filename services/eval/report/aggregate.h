@@ -1,9 +1,12 @@
 // What an evaluation's tables and pictures show, computed once for all of them.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "services/eval/report/record.h"
@@ -20,29 +23,41 @@ struct Interval {
 // one mean, 0 and 1 vary most. REQUIRES: n > 0, mean in [0, 1].
 Interval WilsonInterval(double mean, int64_t n);
 
-// A mean of values in [0, 1]. Without values (n = 0) the other fields say nothing.
+// A mean of values in [0, 1]. REQUIRES for mean() and interval(): n > 0.
 struct Share {
   int64_t n = 0;
-  double mean = 0;
-  Interval interval;
+  double sum = 0;
+
+  void Add(double value) {
+    ++n;
+    sum += value;
+  }
+  double mean() const { return std::clamp(sum / static_cast<double>(n), 0.0, 1.0); }
+  Interval interval() const { return WilsonInterval(mean(), n); }
 };
 
 struct AnswerShares {
   Share score;
   Share recall;  // whether the memory found the evidence, where that is known
   Share kept;    // Retrieval::kept, where that is known
+
+  void Add(const AnswerRecord& answer);
 };
 
-// One configuration at one length of a task.
+// Nothing where nothing was counted.
+inline std::optional<double> Quotient(double sum, double count) {
+  return count > 0 ? std::optional(sum / count) : std::nullopt;
+}
+
+// One configuration at one length of a task. Sums over answers are double, which does not overflow.
 struct Cell {
   AnswerShares all;
   std::vector<AnswerShares> by_depth;  // as TaskSummary::depths
-  // Of the answers whose retrieval is known and whose evidence had left the window: the layers that
-  // selected it; the best rank, where any did.
-  std::optional<double> mean_layers;
-  std::optional<double> median_rank;
-  double answer_seconds = 0;  // mean
-  // Sums over the answers; double, which does not overflow.
+  // Of the answers whose retrieval is known and whose evidence had left the window.
+  double retrieved = 0;
+  double layers = 0;           // that selected it
+  std::vector<int64_t> ranks;  // the best, where any did
+  double seconds = 0;
   double cache_hits = 0;
   double cache_misses = 0;
   double miss_bytes = 0;
@@ -56,8 +71,17 @@ struct Cell {
 
   std::string skip_reason;  // set only in a cell without answers and texts
 
-  std::optional<double> cache_hit_share() const;
-  std::optional<double> read_tokens_per_second() const;
+  std::optional<double> mean_layers() const { return Quotient(layers, retrieved); }
+  std::optional<double> median_rank() const;
+  std::optional<double> answer_seconds() const {  // mean
+    return Quotient(seconds, static_cast<double>(all.score.n));
+  }
+  std::optional<double> cache_hit_share() const {
+    return Quotient(cache_hits, cache_hits + cache_misses);
+  }
+  std::optional<double> read_tokens_per_second() const {
+    return Quotient(tokens_read, read_seconds);
+  }
 };
 
 struct TaskSummary {
@@ -78,16 +102,13 @@ struct TaskSummary {
 
 inline constexpr double kEffectiveScore = 0.856;  // RULER: Llama-2-7B at 4K
 
-struct PerplexityCurve {
-  size_t config = 0;                     // in Summary::configs
-  std::vector<PerplexityRecord> points;  // by position
-};
-
 // One text read up to one length.
 struct PerplexitySummary {
+  using Curve = std::map<std::pair<int64_t, int64_t>, double>;  // [begin, end) -> mean_nll
+
   std::string text;
   int64_t length = 0;
-  std::vector<PerplexityCurve> curves;
+  std::map<size_t, Curve> curves;  // by index in Summary::configs
 };
 
 struct Summary {
@@ -95,10 +116,6 @@ struct Summary {
   std::vector<TaskSummary> tasks;    // as they first appear, without kPerplexityTask
   std::vector<PerplexitySummary> perplexities;
   std::optional<TaskSummary> perplexity_runs;  // kPerplexityTask: time, memory, what was not run
-
-  bool empty() const {
-    return tasks.empty() && perplexities.empty() && !perplexity_runs.has_value();
-  }
 };
 
 // A record that was made again (by a resumed run) replaces the one before. The result points into

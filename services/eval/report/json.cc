@@ -17,27 +17,29 @@ Json OrNull(const std::optional<T>& value) {
 
 Json ToJson(const Share& share) {
   if (share.n == 0) return nullptr;
-  return {{"n", share.n},
-          {"mean", share.mean},
-          {"low", share.interval.low},
-          {"high", share.interval.high}};
+  const Interval interval = share.interval();
+  return {{"n", share.n}, {"mean", share.mean()}, {"low", interval.low}, {"high", interval.high}};
 }
 
-Json ToJson(const TaskSummary& task, size_t config, size_t length) {
+void AddShares(const AnswerShares& shares, Json& json) {
+  json["score"] = ToJson(shares.score);
+  json["recall"] = ToJson(shares.recall);
+  json["kept"] = ToJson(shares.kept);
+}
+
+Json CellToJson(const TaskSummary& task, size_t config, size_t length) {
   const Cell& cell = task.cells[config][length];
   Json json = {{"config", task.configs[config]},
                {"length", task.lengths[length]},
-               {"skipped", cell.skip_reason.empty() ? Json(nullptr) : Json(cell.skip_reason)},
-               {"score", ToJson(cell.all.score)},
-               {"recall", ToJson(cell.all.recall)},
-               {"kept", ToJson(cell.all.kept)},
-               {"mean_layers", OrNull(cell.mean_layers)},
-               {"median_rank", OrNull(cell.median_rank)},
-               {"answer_seconds", cell.all.score.n > 0 ? Json(cell.answer_seconds) : Json(nullptr)},
-               {"cache_hit_share", OrNull(cell.cache_hit_share())},
-               {"miss_bytes", cell.miss_bytes},
-               {"reading", nullptr},
-               {"depths", Json::array()}};
+               {"skipped", cell.skip_reason.empty() ? Json(nullptr) : Json(cell.skip_reason)}};
+  AddShares(cell.all, json);
+  json["mean_layers"] = OrNull(cell.mean_layers());
+  json["median_rank"] = OrNull(cell.median_rank());
+  json["answer_seconds"] = OrNull(cell.answer_seconds());
+  json["cache_hit_share"] = OrNull(cell.cache_hit_share());
+  json["miss_bytes"] = cell.miss_bytes;
+  json["reading"] = nullptr;
+  json["depths"] = Json::array();
   if (cell.texts > 0) {
     json["reading"] = {{"texts", cell.texts},
                        {"tokens", cell.tokens_read},
@@ -48,12 +50,8 @@ Json ToJson(const TaskSummary& task, size_t config, size_t length) {
                        {"peak_rss_bytes", cell.peak_rss_bytes}};
   }
   for (size_t i = 0; i < task.depths.size(); ++i) {
-    const AnswerShares& shares = cell.by_depth[i];
-    if (shares.score.n == 0) continue;
-    json["depths"].push_back({{"depth", task.depths[i]},
-                              {"score", ToJson(shares.score)},
-                              {"recall", ToJson(shares.recall)},
-                              {"kept", ToJson(shares.kept)}});
+    if (cell.by_depth[i].score.n == 0) continue;
+    AddShares(cell.by_depth[i], json["depths"].emplace_back(Json{{"depth", task.depths[i]}}));
   }
   return json;
 }
@@ -61,41 +59,38 @@ Json ToJson(const TaskSummary& task, size_t config, size_t length) {
 Json CellsToJson(const TaskSummary& task) {
   Json cells = Json::array();
   for (size_t config = 0; config < task.configs.size(); ++config) {
-    for (size_t length = 0; length < task.lengths.size(); ++length) {
-      cells.push_back(ToJson(task, config, length));
-    }
+    for (size_t i = 0; i < task.lengths.size(); ++i) cells.push_back(CellToJson(task, config, i));
   }
   return cells;
 }
 
 Json ToJson(const TaskSummary& task) {
-  Json json = {{"task", task.name},
-               {"wrong_answers", task.wrong},
-               {"effective_lengths", Json::array()},
-               {"cells", CellsToJson(task)}};
+  Json effective = Json::array();
   for (size_t config = 0; config < task.effective_lengths.size(); ++config) {
-    const int64_t effective = task.effective_lengths[config];
-    json["effective_lengths"].push_back(
-        {{"config", task.configs[config]},
-         {"length", effective > 0 ? Json(effective) : Json(nullptr)}});
+    const int64_t length = task.effective_lengths[config];
+    effective.push_back(
+        {{"config", task.configs[config]}, {"length", length > 0 ? Json(length) : Json(nullptr)}});
   }
-  return json;
+  return {{"task", task.name},
+          {"wrong_answers", task.wrong},
+          {"effective_lengths", effective},
+          {"cells", CellsToJson(task)}};
 }
+
+// JSON has neither NaN nor infinity.
+Json FiniteOrNull(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
 Json ToJson(const PerplexitySummary& perplexity, const std::vector<std::string>& configs) {
   Json json = {{"text", perplexity.text}, {"length", perplexity.length}, {"curves", Json::array()}};
-  for (const PerplexityCurve& curve : perplexity.curves) {
+  for (const auto& [config, curve] : perplexity.curves) {
     Json points = Json::array();
-    for (const PerplexityRecord& point : curve.points) {
-      // JSON has neither NaN nor infinity.
-      const double value = std::exp(point.mean_nll);
-      points.push_back(
-          {{"begin", point.begin},
-           {"end", point.end},
-           {"mean_nll", std::isfinite(point.mean_nll) ? Json(point.mean_nll) : Json(nullptr)},
-           {"perplexity", std::isfinite(value) ? Json(value) : Json(nullptr)}});
+    for (const auto& [range, nll] : curve) {
+      points.push_back({{"begin", range.first},
+                        {"end", range.second},
+                        {"mean_nll", FiniteOrNull(nll)},
+                        {"perplexity", FiniteOrNull(std::exp(nll))}});
     }
-    json["curves"].push_back({{"config", configs[curve.config]}, {"points", std::move(points)}});
+    json["curves"].push_back({{"config", configs[config]}, {"points", std::move(points)}});
   }
   return json;
 }

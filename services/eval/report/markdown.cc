@@ -2,7 +2,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "services/eval/report/aggregate.h"
 #include "services/eval/report/report.h"
 #include "services/eval/report/tables.h"
 #include "services/eval/report/text.h"
@@ -42,24 +41,14 @@ std::string TableText(const Table& table) {
 
 std::string MarkdownReport(const Records& records, const std::string& title) {
   const Summary summary = Summarize(records);
+  const std::vector<Section> sections = Sections(summary);
   std::string text = absl::StrCat("# ", EscapeMarkdown(title), "\n\n");
-  if (summary.empty()) return text + "No records.\n";
+  if (sections.empty()) return text + "No records.\n";
   for (const std::string& note : ReportNotes()) absl::StrAppend(&text, "- ", note, "\n");
   text += "\n";
-  for (const TaskSummary& task : summary.tasks) {
-    absl::StrAppend(&text, "## ", EscapeMarkdown(task.name), "\n\n");
-    for (const Table& table : TaskTables(task)) text += TableText(table);
-  }
-  for (const PerplexitySummary& perplexity : summary.perplexities) {
-    absl::StrAppend(&text, "## Perplexity of ", EscapeMarkdown(perplexity.text), ", ",
-                    FormatLength(perplexity.length), " tokens\n\n",
-                    TableText(PerplexityTable(perplexity, summary.configs)));
-  }
-  if (summary.perplexity_runs.has_value()) {
-    text += "## Perplexity runs\n\n";
-    for (const Table& table : PerplexityRunTables(*summary.perplexity_runs)) {
-      text += TableText(table);
-    }
+  for (const Section& section : sections) {
+    absl::StrAppend(&text, "## ", EscapeMarkdown(section.heading), "\n\n");
+    for (const Table& table : section.tables) text += TableText(table);
   }
   text.pop_back();  // one newline at the end
   return text;

@@ -1,7 +1,9 @@
 #include "services/eval/report/record.h"
 
+#include <concepts>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 
@@ -18,30 +20,87 @@ std::string Dump(const Json& json) {
   return json.dump(-1, ' ', /*ensure_ascii=*/false, Json::error_handler_t::replace);
 }
 
+// Calls io(name, [least, most,] field) for each field, in the order in which they are written.
+// `T` is the record, const or not.
+template <typename T, typename Record>
+concept Is = std::same_as<std::remove_const_t<T>, Record>;
+
+void Visit(auto& io, Is<Retrieval> auto& r) {
+  io("in_window", r.in_window);
+  io("layers", r.layers);
+  io("best_rank", r.best_rank);
+  io("kept", 0.0, 1.0, r.kept);
+}
+
+void Visit(auto& io, Is<AnswerRecord> auto& r) {
+  io("config", r.config);
+  io("task", r.task);
+  io("length", r.length);
+  io("sample", r.sample);
+  io("question", 0, kMaxInt32, r.question);
+  io("label", r.label);
+  io("depth", -1.0, 1.0, r.depth);
+  io("output", r.output);
+  io("answers", r.answers);
+  io("score", 0.0, 1.0, r.score);
+  io("text_tokens", r.text_tokens);
+  io("seconds", 0.0, kMaxSeconds, r.seconds);
+  io("retrieval", r.retrieval);
+  io("cache_hits", r.cache_hits);
+  io("cache_misses", r.cache_misses);
+  io("miss_bytes", r.miss_bytes);
+}
+
+void Visit(auto& io, Is<PerplexityRecord> auto& r) {
+  io("config", r.config);
+  io("text", r.text);
+  io("length", r.length);
+  io("begin", 0, kMaxCount - 1, r.begin);
+  io("end", r.begin + 1, kMaxCount, r.end);
+  io("mean_nll", r.mean_nll);
+}
+
+void Visit(auto& io, Is<IngestRecord> auto& r) {
+  io("config", r.config);
+  io("task", r.task);
+  io("length", r.length);
+  io("sample", r.sample);
+  io("tokens_read", r.tokens_read);
+  io("seconds", 0.0, kMaxSeconds, r.seconds);
+  io("ram_bytes", r.ram_bytes);
+  io("cold_bytes", r.cold_bytes);
+  io("peak_rss_bytes", r.peak_rss_bytes);
+}
+
+void Visit(auto& io, Is<SkipRecord> auto& r) {
+  io("config", r.config);
+  io("task", r.task);
+  io("length", r.length);
+  io("reason", r.reason);
+}
+
 // Reads the fields of one record and keeps what is wrong with the first bad one.
-class Fields {
+class Reader {
  public:
-  explicit Fields(const Json& object) : object_(object) {}
+  explicit Reader(const Json& object) : object_(object) {}
 
   const std::string& error() const { return error_; }
 
-  bool Has(const char* name) const { return object_.contains(name); }
-
-  void Read(const char* name, std::string& out) {
+  void operator()(const char* name, std::string& out) {
     const Json* value = Find(name);
     if (value == nullptr) return;
     if (!value->is_string()) return Refuse(name, *value, "a string");
     out = value->get<std::string>();
   }
 
-  void Read(const char* name, bool& out) {
+  void operator()(const char* name, bool& out) {
     const Json* value = Find(name);
     if (value == nullptr) return;
     if (!value->is_boolean()) return Refuse(name, *value, "true or false");
     out = value->get<bool>();
   }
 
-  void Read(const char* name, std::vector<std::string>& out) {
+  void operator()(const char* name, std::vector<std::string>& out) {
     const Json* value = Find(name);
     if (value == nullptr) return;
     if (!value->is_array()) return Refuse(name, *value, "an array of strings");
@@ -51,7 +110,7 @@ class Fields {
     }
   }
 
-  void Read(const char* name, std::vector<int32_t>& out) {
+  void operator()(const char* name, std::vector<int32_t>& out) {
     const Json* value = Find(name);
     if (value == nullptr) return;
     if (!value->is_array()) return Refuse(name, *value, "an array of layers");
@@ -65,7 +124,7 @@ class Fields {
   }
 
   template <typename Integer>
-  void Read(const char* name, int64_t least, int64_t most, Integer& out) {
+  void operator()(const char* name, int64_t least, int64_t most, Integer& out) {
     const Json* value = Find(name);
     if (value == nullptr) return;
     int64_t number = 0;
@@ -74,9 +133,9 @@ class Fields {
     }
     out = static_cast<Integer>(number);
   }
-  void ReadCount(const char* name, int64_t& out) { Read(name, 0, kMaxCount, out); }
+  void operator()(const char* name, int64_t& count) { (*this)(name, 0, kMaxCount, count); }
 
-  void Read(const char* name, double least, double most, double& out) {
+  void operator()(const char* name, double least, double most, double& out) {
     const Json* value = Find(name);
     if (value == nullptr) return;
     if (!value->is_number() || value->get<double>() < least || value->get<double>() > most) {
@@ -85,28 +144,22 @@ class Fields {
     out = value->get<double>();
   }
 
-  void ReadOrNull(const char* name, double& out) {
+  // Null is not a number.
+  void operator()(const char* name, double& out) {
     const Json* value = Find(name);
     if (value == nullptr) return;
-    if (value->is_null()) {
-      out = std::numeric_limits<double>::quiet_NaN();
-    } else if (value->is_number()) {
-      out = value->get<double>();
-    } else {
-      Refuse(name, *value, "a number or null");
-    }
+    if (!value->is_null() && !value->is_number()) return Refuse(name, *value, "a number or null");
+    out = value->is_null() ? std::numeric_limits<double>::quiet_NaN() : value->get<double>();
   }
 
-  void Read(const char* name, Retrieval& out) {
+  void operator()(const char* name, std::optional<Retrieval>& out) {
+    if (!object_.contains(name)) return;
     const Json* value = Find(name);
     if (value == nullptr) return;
     if (!value->is_object()) return Refuse(name, *value, "an object");
-    Fields fields(*value);
-    fields.Read("in_window", out.in_window);
-    fields.Read("layers", out.layers);
-    fields.ReadCount("best_rank", out.best_rank);
-    fields.Read("kept", 0.0, 1.0, out.kept);
-    if (!fields.error().empty()) error_ = absl::StrCat("\"", name, "\": ", fields.error());
+    Reader reader(*value);
+    Visit(reader, out.emplace());
+    if (!reader.error().empty()) error_ = absl::StrCat("\"", name, "\": ", reader.error());
   }
 
  private:
@@ -141,134 +194,61 @@ class Fields {
   std::string error_;
 };
 
-AnswerRecord ReadAnswer(Fields& fields) {
-  AnswerRecord record;
-  fields.Read("config", record.config);
-  fields.Read("task", record.task);
-  fields.ReadCount("length", record.length);
-  fields.Read("sample", record.sample);
-  fields.Read("question", 0, kMaxInt32, record.question);
-  fields.Read("label", record.label);
-  fields.Read("depth", -1.0, 1.0, record.depth);
-  fields.Read("output", record.output);
-  fields.Read("answers", record.answers);
-  fields.Read("score", 0.0, 1.0, record.score);
-  fields.ReadCount("text_tokens", record.text_tokens);
-  fields.Read("seconds", 0.0, kMaxSeconds, record.seconds);
-  if (fields.Has("retrieval")) fields.Read("retrieval", record.retrieval.emplace());
-  fields.ReadCount("cache_hits", record.cache_hits);
-  fields.ReadCount("cache_misses", record.cache_misses);
-  fields.ReadCount("miss_bytes", record.miss_bytes);
-  return record;
-}
+// The fields of one record as JSON.
+class Writer {
+ public:
+  explicit Writer(const char* kind = nullptr) {
+    if (kind != nullptr) json_["kind"] = kind;
+  }
+  void operator()(const char* name, const auto& value) { json_[name] = value; }
+  void operator()(const char* name, auto, auto, const auto& value) { json_[name] = value; }
+  void operator()(const char* name, const std::optional<Retrieval>& value) {
+    if (!value.has_value()) return;
+    Writer writer;
+    Visit(writer, *value);
+    json_[name] = writer.json_;
+  }
+  std::string Line() const { return Dump(json_); }
 
-PerplexityRecord ReadPerplexity(Fields& fields) {
-  PerplexityRecord record;
-  fields.Read("config", record.config);
-  fields.Read("text", record.text);
-  fields.ReadCount("length", record.length);
-  fields.Read("begin", 0, kMaxCount - 1, record.begin);
-  fields.Read("end", record.begin + 1, kMaxCount, record.end);
-  fields.ReadOrNull("mean_nll", record.mean_nll);
-  return record;
-}
+ private:
+  Json json_;
+};
 
-IngestRecord ReadIngest(Fields& fields) {
-  IngestRecord record;
-  fields.Read("config", record.config);
-  fields.Read("task", record.task);
-  fields.ReadCount("length", record.length);
-  fields.Read("sample", record.sample);
-  fields.ReadCount("tokens_read", record.tokens_read);
-  fields.Read("seconds", 0.0, kMaxSeconds, record.seconds);
-  fields.ReadCount("ram_bytes", record.ram_bytes);
-  fields.ReadCount("cold_bytes", record.cold_bytes);
-  fields.ReadCount("peak_rss_bytes", record.peak_rss_bytes);
-  return record;
-}
-
-SkipRecord ReadSkip(Fields& fields) {
-  SkipRecord record;
-  fields.Read("config", record.config);
-  fields.Read("task", record.task);
-  fields.ReadCount("length", record.length);
-  fields.Read("reason", record.reason);
-  return record;
+template <typename Record>
+std::string Line(const char* kind, const Record& record) {
+  Writer writer(kind);
+  Visit(writer, record);
+  return writer.Line();
 }
 
 // What is wrong with the record, or nothing.
 std::string Append(const Json& object, Records& records) {
   if (!object.is_object()) return "not a JSON object";
-  Fields fields(object);
+  Reader reader(object);
   std::string kind;
-  fields.Read("kind", kind);
-  if (!fields.error().empty()) return fields.error();
+  reader("kind", kind);
+  if (!reader.error().empty()) return reader.error();
   if (kind == "answer") {
-    records.answers.push_back(ReadAnswer(fields));
+    Visit(reader, records.answers.emplace_back());
   } else if (kind == "perplexity") {
-    records.perplexities.push_back(ReadPerplexity(fields));
+    Visit(reader, records.perplexities.emplace_back());
   } else if (kind == "ingest") {
-    records.ingests.push_back(ReadIngest(fields));
+    Visit(reader, records.ingests.emplace_back());
   } else if (kind == "skip") {
-    records.skips.push_back(ReadSkip(fields));
+    Visit(reader, records.skips.emplace_back());
   } else {
     return absl::StrCat("field \"kind\" is ", Dump(kind.substr(0, 60)),
                         ", and must be answer, perplexity, ingest or skip");
   }
-  return fields.error();
+  return reader.error();
 }
 
 }  // namespace
 
-std::string ToJsonLine(const AnswerRecord& record) {
-  Json json = {
-      {"kind", "answer"},          {"config", record.config}, {"task", record.task},
-      {"length", record.length},   {"sample", record.sample}, {"question", record.question},
-      {"label", record.label},     {"depth", record.depth},   {"output", record.output},
-      {"answers", record.answers}, {"score", record.score},   {"text_tokens", record.text_tokens},
-      {"seconds", record.seconds}};
-  if (record.retrieval.has_value()) {
-    json["retrieval"] = {{"in_window", record.retrieval->in_window},
-                         {"layers", record.retrieval->layers},
-                         {"best_rank", record.retrieval->best_rank},
-                         {"kept", record.retrieval->kept}};
-  }
-  json["cache_hits"] = record.cache_hits;
-  json["cache_misses"] = record.cache_misses;
-  json["miss_bytes"] = record.miss_bytes;
-  return Dump(json);
-}
-
-std::string ToJsonLine(const PerplexityRecord& record) {
-  return Dump({{"kind", "perplexity"},
-               {"config", record.config},
-               {"text", record.text},
-               {"length", record.length},
-               {"begin", record.begin},
-               {"end", record.end},
-               {"mean_nll", record.mean_nll}});
-}
-
-std::string ToJsonLine(const IngestRecord& record) {
-  return Dump({{"kind", "ingest"},
-               {"config", record.config},
-               {"task", record.task},
-               {"length", record.length},
-               {"sample", record.sample},
-               {"tokens_read", record.tokens_read},
-               {"seconds", record.seconds},
-               {"ram_bytes", record.ram_bytes},
-               {"cold_bytes", record.cold_bytes},
-               {"peak_rss_bytes", record.peak_rss_bytes}});
-}
-
-std::string ToJsonLine(const SkipRecord& record) {
-  return Dump({{"kind", "skip"},
-               {"config", record.config},
-               {"task", record.task},
-               {"length", record.length},
-               {"reason", record.reason}});
-}
+std::string ToJsonLine(const AnswerRecord& record) { return Line("answer", record); }
+std::string ToJsonLine(const PerplexityRecord& record) { return Line("perplexity", record); }
+std::string ToJsonLine(const IngestRecord& record) { return Line("ingest", record); }
+std::string ToJsonLine(const SkipRecord& record) { return Line("skip", record); }
 
 absl::StatusOr<Records> ParseRecords(std::string_view lines) {
   Records records;

@@ -11,7 +11,7 @@ namespace infllm::services {
 // be run and why; perplexity by position. GitHub Markdown.
 std::string MarkdownReport(const Records& records, const std::string& title);
 // The same as one self-contained page: heatmaps (lengths x depths, per configuration), perplexity
-// curves. Inline SVG; no script, no request to anywhere.
+// curves. No script, no request to anywhere.
 std::string HtmlReport(const Records& records, const std::string& title);
 // Aggregates for programs, JSON.
 std::string JsonReport(const Records& records, const std::string& title);

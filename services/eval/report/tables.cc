@@ -16,13 +16,17 @@ namespace {
 
 constexpr char kNothing[] = "-";
 
+std::string FormatInterval(const Share& share) {
+  const Interval interval = share.interval();
+  return absl::StrCat(FormatPercent(interval.low), "–", FormatPercent(interval.high));
+}
+
 // `with_n`: the number of answers is told in each cell.
 TableCell ShareCell(const Share& share, bool with_n) {
   if (share.n == 0) return {kNothing};
-  std::string detail =
-      absl::StrCat(FormatPercent(share.interval.low), "–", FormatPercent(share.interval.high));
+  std::string detail = FormatInterval(share);
   if (with_n) absl::StrAppend(&detail, ", n=", share.n);
-  return {FormatPercent(share.mean), std::move(detail)};
+  return {FormatPercent(share.mean()), std::move(detail)};
 }
 
 // The number of `text` among the footnotes, where it is added if new.
@@ -77,74 +81,83 @@ Table NotRunTable(const TaskSummary& task) {
   return table;
 }
 
-std::string OrNothing(const std::optional<double>& value, std::string (*format)(double)) {
-  return value.has_value() ? format(*value) : kNothing;
+template <typename Format>
+TableCell OrNothing(const std::optional<double>& value, Format format) {
+  return {value.has_value() ? format(*value) : kNothing};
 }
-std::string OneDecimal(double value) { return absl::StrFormat("%.1f", value); }
-std::string ThreeDigits(double value) {
-  return value < 100 ? absl::StrFormat("%.3g", value) : FormatCount(value);
+TableCell Bytes(bool known, double bytes) {
+  return {known ? FormatByteSize(static_cast<int64_t>(bytes)) : kNothing};
 }
 
-// Rows by length, then by configuration, of the cells that make_row() has something for.
-template <typename MakeRow>
-void AddRows(const TaskSummary& task, MakeRow make_row, Table& table) {
+// Rows by length, then by configuration, of the cells that `numbers` has something for.
+Table CellTable(const TaskSummary& task, const char* caption,
+                const std::vector<std::string>& columns,
+                std::vector<TableCell> (*numbers)(const Cell&)) {
+  Table table{.caption = caption, .columns = {"length", "configuration"}, .text_columns = 2};
+  table.columns.insert(table.columns.end(), columns.begin(), columns.end());
   for (size_t i = 0; i < task.lengths.size(); ++i) {
     for (size_t config = 0; config < task.configs.size(); ++config) {
-      std::vector<TableCell> numbers = make_row(task.cells[config][i]);
-      if (numbers.empty()) continue;
-      std::vector<TableCell> row = {{FormatLength(task.lengths[i])}, {task.configs[config]}};
-      row.insert(row.end(), numbers.begin(), numbers.end());
-      table.rows.push_back(std::move(row));
+      const std::vector<TableCell> cells = numbers(task.cells[config][i]);
+      if (cells.empty()) continue;
+      auto& row = table.rows.emplace_back();
+      row = {{FormatLength(task.lengths[i])}, {task.configs[config]}};
+      row.insert(row.end(), cells.begin(), cells.end());
     }
   }
-}
-
-Table RetrievalTable(const TaskSummary& task) {
-  Table table{.caption = "Retrieval",
-              .columns = {"length", "configuration", "evidence found, %", "kept, %", "layers",
-                          "median rank"},
-              .text_columns = 2};
-  AddRows(
-      task,
-      [](const Cell& cell) -> std::vector<TableCell> {
-        if (cell.all.recall.n == 0) return {};
-        return {ShareCell(cell.all.recall, /*with_n=*/true),
-                {FormatPercent(cell.all.kept.mean)},
-                {OrNothing(cell.mean_layers, OneDecimal)},
-                {OrNothing(cell.median_rank, ThreeDigits)}};
-      },
-      table);
   return table;
 }
 
-Table ResourceTable(const TaskSummary& task) {
-  Table table{.caption = "Time and memory",
-              .columns = {"length", "configuration", "texts", "read, tokens/s", "read, s",
-                          "answer, s", "peak RSS", "store in RAM", "store on disk",
-                          "block cache hits, %", "fetched per answer"},
-              .text_columns = 2};
-  AddRows(
-      task,
+Table RetrievalTable(const TaskSummary& task) {
+  return CellTable(
+      task, "Retrieval", {"evidence found, %", "kept, %", "layers", "median rank"},
       [](const Cell& cell) -> std::vector<TableCell> {
-        const bool read = cell.texts > 0;
-        const int64_t answers = cell.all.score.n;
-        if (!read && answers == 0) return {};
-        const std::optional<double> hits = cell.cache_hit_share();
-        const auto bytes = [&](int64_t size) { return read ? FormatByteSize(size) : kNothing; };
-        return {{absl::StrCat(cell.texts)},
-                {OrNothing(cell.read_tokens_per_second(), ThreeDigits)},
-                {read ? ThreeDigits(cell.read_seconds) : kNothing},
-                {answers > 0 ? ThreeDigits(cell.answer_seconds) : kNothing},
-                {cell.peak_rss_bytes > 0 ? bytes(cell.peak_rss_bytes) : kNothing},
-                {bytes(cell.ram_bytes)},
-                {bytes(cell.cold_bytes)},
-                {OrNothing(hits, FormatPercent)},
-                {hits.has_value() && answers > 0
-                     ? FormatByteSize(
-                           static_cast<int64_t>(cell.miss_bytes / static_cast<double>(answers)))
-                     : kNothing}};
-      },
-      table);
+        if (cell.all.recall.n == 0) return {};
+        return {ShareCell(cell.all.recall, /*with_n=*/true),
+                {FormatPercent(cell.all.kept.mean())},
+                OrNothing(cell.mean_layers(), [](double v) { return absl::StrFormat("%.1f", v); }),
+                OrNothing(cell.median_rank(), FormatNumber)};
+      });
+}
+
+Table ResourceTable(const TaskSummary& task) {
+  return CellTable(task, "Time and memory",
+                   {"texts", "read, tokens/s", "read, s", "answer, s", "peak RSS", "store in RAM",
+                    "store on disk", "block cache hits, %", "fetched per answer"},
+                   [](const Cell& cell) -> std::vector<TableCell> {
+                     const bool read = cell.texts > 0;
+                     const int64_t answers = cell.all.score.n;
+                     if (!read && answers == 0) return {};
+                     const std::optional<double> hits = cell.cache_hit_share();
+                     return {
+                         {absl::StrCat(cell.texts)},
+                         OrNothing(cell.read_tokens_per_second(), FormatNumber),
+                         {read ? FormatNumber(cell.read_seconds) : kNothing},
+                         OrNothing(cell.answer_seconds(), FormatNumber),
+                         Bytes(cell.peak_rss_bytes > 0, static_cast<double>(cell.peak_rss_bytes)),
+                         Bytes(read, static_cast<double>(cell.ram_bytes)),
+                         Bytes(read, static_cast<double>(cell.cold_bytes)),
+                         OrNothing(hits, FormatPercent),
+                         Bytes(hits.has_value(), cell.miss_bytes / static_cast<double>(answers))};
+                   });
+}
+
+Table PerplexityTable(const PerplexitySummary& perplexity,
+                      const std::vector<std::string>& configs) {
+  Table table{.caption = "Perplexity by position", .columns = {"positions"}};
+  std::map<std::pair<int64_t, int64_t>, std::vector<TableCell>> rows;
+  for (const auto& [config, curve] : perplexity.curves) {
+    table.columns.push_back(configs[config]);
+    for (const auto& [range, nll] : curve) {
+      rows[range].resize(table.columns.size() - 1, {kNothing});
+      rows[range].back() = {FormatPerplexity(nll)};
+    }
+  }
+  for (auto& [range, cells] : rows) {
+    cells.resize(perplexity.curves.size(), {kNothing});
+    cells.insert(cells.begin(),
+                 {absl::StrCat(FormatLength(range.first), "–", FormatLength(range.second))});
+    table.rows.push_back(std::move(cells));
+  }
   return table;
 }
 
@@ -157,47 +170,35 @@ std::string DescribeRetrieval(const std::optional<Retrieval>& retrieval) {
                       retrieval->best_rank, ", kept for ", FormatPercent(retrieval->kept), "%");
 }
 
-std::vector<Table> WithRows(std::vector<Table> tables) {
-  std::erase_if(tables, [](const Table& table) { return table.rows.empty(); });
-  return tables;
-}
-
 }  // namespace
 
 std::string DescribeShare(const Share& share) {
   if (share.n == 0) return "no answers";
-  return absl::StrCat(FormatPercent(share.mean), "%, n=", share.n, ", 95% interval ",
-                      FormatPercent(share.interval.low), "–", FormatPercent(share.interval.high),
-                      "%");
+  return absl::StrCat(FormatPercent(share.mean()), "%, n=", share.n, ", 95% interval ",
+                      FormatInterval(share), "%");
 }
 
-std::vector<Table> TaskTables(const TaskSummary& task) {
-  return WithRows({ScoreTable(task), RetrievalTable(task), ResourceTable(task)});
-}
-
-std::vector<Table> PerplexityRunTables(const TaskSummary& task) {
-  return WithRows({NotRunTable(task), ResourceTable(task)});
-}
-
-Table PerplexityTable(const PerplexitySummary& perplexity,
-                      const std::vector<std::string>& configs) {
-  Table table{.caption = "Perplexity by position", .columns = {"positions"}};
-  std::map<std::pair<int64_t, int64_t>, std::vector<std::string>> rows;
-  for (size_t i = 0; i < perplexity.curves.size(); ++i) {
-    table.columns.push_back(configs[perplexity.curves[i].config]);
-    for (const PerplexityRecord& point : perplexity.curves[i].points) {
-      std::vector<std::string>& row = rows[{point.begin, point.end}];
-      row.resize(perplexity.curves.size(), kNothing);
-      row[i] = FormatPerplexity(point.mean_nll);
-    }
+std::vector<Section> Sections(const Summary& summary) {
+  std::vector<Section> sections;
+  for (const TaskSummary& task : summary.tasks) {
+    sections.push_back({.heading = task.name,
+                        .tables = {ScoreTable(task), RetrievalTable(task), ResourceTable(task)},
+                        .task = &task});
   }
-  for (const auto& [range, texts] : rows) {
-    std::vector<TableCell> row = {
-        {absl::StrCat(FormatLength(range.first), "–", FormatLength(range.second))}};
-    for (const std::string& text : texts) row.push_back({text});
-    table.rows.push_back(std::move(row));
+  for (const PerplexitySummary& perplexity : summary.perplexities) {
+    sections.push_back({.heading = absl::StrCat("Perplexity of ", perplexity.text, ", ",
+                                                FormatLength(perplexity.length), " tokens"),
+                        .tables = {PerplexityTable(perplexity, summary.configs)},
+                        .perplexity = &perplexity});
   }
-  return table;
+  if (const auto& runs = summary.perplexity_runs) {
+    sections.push_back(
+        {.heading = "Perplexity runs", .tables = {NotRunTable(*runs), ResourceTable(*runs)}});
+  }
+  for (Section& section : sections) {
+    std::erase_if(section.tables, [](const Table& table) { return table.rows.empty(); });
+  }
+  return sections;
 }
 
 Table WorstAnswersTable(const TaskSummary& task) {

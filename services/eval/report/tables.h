@@ -24,12 +24,17 @@ struct Table {
   std::vector<std::string> footnotes;
 };
 
-// Those that have something to say, the scores first.
-std::vector<Table> TaskTables(const TaskSummary& task);
-// The same of Summary::perplexity_runs, which have no scores.
-std::vector<Table> PerplexityRunTables(const TaskSummary& task);
-Table PerplexityTable(const PerplexitySummary& perplexity, const std::vector<std::string>& configs);
-// Of TaskSummary::worst. REQUIRES: there are some.
+// What a report says under one heading. Either is set, or neither.
+struct Section {
+  std::string heading;
+  std::vector<Table> tables;  // that have rows
+  const TaskSummary* task = nullptr;
+  const PerplexitySummary* perplexity = nullptr;
+};
+
+// Points into `summary`.
+std::vector<Section> Sections(const Summary& summary);
+// Of TaskSummary::worst.
 Table WorstAnswersTable(const TaskSummary& task);
 
 // "93.1%, n=100, 95% interval 86.2–96.7%": for tooltips.

@@ -10,8 +10,8 @@ namespace infllm::services {
 
 // "128K" and "1M" for multiples of 1024 and of its square, else "1,000,000".
 std::string FormatLength(int64_t tokens);
-// Digits in groups of three, rounded to a whole number.
-std::string FormatCount(double value);
+// Three digits below 100, else a whole number in groups of three: "3.25", "1,988".
+std::string FormatNumber(double value);
 // A share in percent: "98.0"; "100" has no decimals.
 std::string FormatPercent(double share);
 // "12.34", or "> 1e9": some perplexities are no finite number.

@@ -69,12 +69,19 @@ class EndpointSubject final : public Subject {
       total += tokens.back() * static_cast<int64_t>(sample.questions.size());
     }
     for (size_t i = 0; i < samples.size(); ++i) {
-      for (size_t q = 0; q < samples[i].questions.size(); ++q) {
-        INFLLM_ASSIGN_OR_RETURN(const Answer answer,
-                                Complete(samples[i], samples[i].questions[q], tokens[i], cancel));
+      const size_t questions = samples[i].questions.size();
+      for (size_t q = 0; q < questions; ++q) {
+        const absl::StatusOr<Answer> answer =
+            Complete(samples[i], samples[i].questions[q], tokens[i], cancel);
+        if (absl::IsResourceExhausted(answer.status()) && events.on_error) {
+          done += tokens[i] * static_cast<int64_t>(questions - q);
+          events.on_error(i, answer.status());
+          break;
+        }
+        INFLLM_RETURN_IF_ERROR(answer.status());
         done += tokens[i];
         if (events.on_progress) events.on_progress(done, total);
-        if (events.on_answer) INFLLM_RETURN_IF_ERROR(events.on_answer(i, q, answer));
+        if (events.on_answer) INFLLM_RETURN_IF_ERROR(events.on_answer(i, q, *answer));
       }
     }
     return absl::OkStatus();

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <map>
 #include <set>
 #include <span>
 #include <tuple>
@@ -68,9 +69,7 @@ class Run {
  public:
   Run(const EvalPlan& plan, RecordLog& log, const std::atomic<bool>* cancel)
       : plan_(plan), log_(log), cancel_(cancel) {
-    for (const AnswerRecord& r : log.records().answers) {
-      answered_.emplace(r.config, r.task, r.length, r.sample, r.question);
-    }
+    for (const AnswerRecord& r : log.records().answers) Note(r);
     for (const IngestRecord& r : log.records().ingests) {
       ingested_.emplace(r.config, r.task, r.length, r.sample);
     }
@@ -81,6 +80,9 @@ class Run {
     cells_ = (plan.tasks.size() + (plan.perplexity ? 1 : 0)) * plan.lengths.size() *
              plan.configurations.size();
   }
+
+  // Of the cells so far.
+  std::vector<CellOutcome> TakeOutcomes() { return std::move(outcomes_); }
 
   absl::Status All() {
     for (const Task* task : plan_.tasks) {
@@ -120,12 +122,32 @@ class Run {
   absl::Status RunCell(const Configuration& configuration, const std::string& task, int64_t length,
                        const std::vector<Sample>& all) {
     const std::string label = Label(configuration, task, length);
+    CellOutcome& cell = outcomes_.emplace_back(
+        CellOutcome{.config = configuration.name, .task = task, .length = length});
     const Pending pending = FindPending(configuration.name, task, length, all);
-    if (pending.samples.empty()) return absl::OkStatus();
-    INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject,
-                            Open(configuration, task, length, label));
-    if (subject == nullptr) return absl::OkStatus();
+    const absl::Status status = pending.samples.empty()
+                                    ? absl::OkStatus()
+                                    : AskPending(configuration, pending, label, cell);
+    for (const Sample& sample : all) {
+      for (int32_t q = 0; q < static_cast<int32_t>(sample.questions.size()); ++q) {
+        ++cell.planned;
+        const auto answer = answered_.find({configuration.name, task, length, sample.id, q});
+        if (answer == answered_.end()) continue;
+        ++cell.answered;
+        cell.score += answer->second.score;
+        if (!answer->second.hit) continue;
+        ++cell.retrievals;
+        cell.hits += *answer->second.hit ? 1 : 0;
+      }
+    }
+    return status;
+  }
 
+  absl::Status AskPending(const Configuration& configuration, const Pending& pending,
+                          const std::string& label, CellOutcome& cell) {
+    INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject,
+                            Open(configuration, label, cell));
+    if (subject == nullptr) return absl::OkStatus();
     const Clock::time_point start = Clock::now();
     double score = 0;
     int64_t answers = 0, retrievable = 0, hits = 0;
@@ -133,16 +155,16 @@ class Run {
     const SubjectEvents events{
         .on_read =
             [&](size_t i, const Reading& reading) {
-              return AddIngest(configuration.name, task, length, pending.samples[i].id, reading);
+              return AddIngest(cell, pending.samples[i].id, reading);
             },
         .on_answer =
             [&](size_t i, size_t q, const Answer& answer) {
               const Sample& sample = pending.samples[i];
               const Question& question = sample.questions[q];
               const AnswerRecord record{
-                  .config = configuration.name,
-                  .task = task,
-                  .length = length,
+                  .config = cell.config,
+                  .task = cell.task,
+                  .length = cell.length,
                   .sample = sample.id,
                   .question = pending.questions[i][q],
                   .label = question.label,
@@ -162,12 +184,17 @@ class Run {
                 ++retrievable;
                 hits += answer.retrieval->hit() ? 1 : 0;
               }
+              Note(record);
               return log_.Add(record);
+            },
+        .on_error =
+            [&](size_t i, const absl::Status& error) {
+              progress.reset();
+              Fail(cell, label, absl::StrCat("sample ", pending.samples[i].id, ": "), error);
             },
         .on_progress = Show(label, progress)};
     const absl::Status status = subject->Ask(pending.samples, events, cancel_);
     progress.reset();
-    if (CannotRun(status)) return Skip(configuration.name, task, length, label, status.message());
     INFLLM_RETURN_IF_ERROR(status);
     absl::FPrintF(stderr, "%s: score %s%%%s over %d answers in %s\n", label,
                   FormatPercent(answers > 0 ? score / static_cast<double>(answers) : 0),
@@ -228,9 +255,11 @@ class Run {
       done = done && binned_.contains(key(begin, end));
       return absl::OkStatus();
     }));
+    CellOutcome& cell = outcomes_.emplace_back(
+        CellOutcome{.config = configuration.name, .task = task, .length = tokens});
     if (done) return absl::OkStatus();
     INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Subject> subject,
-                            Open(configuration, task, tokens, label));
+                            Open(configuration, label, cell));
     if (subject == nullptr) return absl::OkStatus();
 
     double total = 0;
@@ -243,8 +272,13 @@ class Run {
         },
         Show(label, progress), cancel_);
     progress.reset();
-    if (CannotRun(reading.status())) {
-      return Skip(configuration.name, task, tokens, label, reading.status().message());
+    // Said by who cannot tell likelihoods at all, before anything is read.
+    if (absl::IsUnimplemented(reading.status())) {
+      return Skip(cell, label, reading.status().message());
+    }
+    if (absl::IsResourceExhausted(reading.status())) {
+      Fail(cell, label, "", reading.status());
+      return absl::OkStatus();
     }
     INFLLM_RETURN_IF_ERROR(reading.status());
     INFLLM_RETURN_IF_ERROR(bins.ForEach([&](int64_t begin, int64_t end, double mean_nll) {
@@ -256,54 +290,71 @@ class Run {
                                        .end = end,
                                        .mean_nll = mean_nll});
     }));
-    INFLLM_RETURN_IF_ERROR(AddIngest(configuration.name, task, tokens, text.name, *reading));
+    INFLLM_RETURN_IF_ERROR(AddIngest(cell, text.name, *reading));
     absl::FPrintF(stderr, "%s: perplexity %s in %s\n", label,
                   FormatPerplexity(total / static_cast<double>(tokens - 1)),
                   HumanSeconds(reading->seconds));
     return absl::OkStatus();
   }
 
-  // Null if the configuration cannot read such a length, which is then recorded.
+  // Null if the configuration cannot read such a length, which is then recorded, or if there is not
+  // enough room to try.
   absl::StatusOr<std::unique_ptr<Subject>> Open(const Configuration& configuration,
-                                                const std::string& task, int64_t length,
-                                                const std::string& label) {
+                                                const std::string& label, CellOutcome& cell) {
     if (cancel_ != nullptr && cancel_->load(std::memory_order_relaxed)) {
       return absl::CancelledError("interrupted");
     }
     ResetPeakRss();
-    INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<Subject> subject, configuration.open(length));
-    const std::optional<std::string> reason = subject->CannotRead(length);
+    absl::StatusOr<std::unique_ptr<Subject>> subject = configuration.open(cell.length);
+    if (absl::IsResourceExhausted(subject.status())) {
+      Fail(cell, label, "", subject.status());
+      return nullptr;
+    }
+    INFLLM_RETURN_IF_ERROR(subject.status());
+    const std::optional<std::string> reason = (*subject)->CannotRead(cell.length);
     if (!reason) return subject;
-    INFLLM_RETURN_IF_ERROR(Skip(configuration.name, task, length, label, *reason));
+    INFLLM_RETURN_IF_ERROR(Skip(cell, label, *reason));
     return nullptr;
   }
 
-  // Limits of the configuration or of this machine, as against failures.
-  static bool CannotRun(const absl::Status& status) {
-    return absl::IsResourceExhausted(status) || absl::IsUnimplemented(status);
+  // Not recorded: when the command is repeated, it may go well.
+  static void Fail(CellOutcome& cell, const std::string& label, const std::string& where,
+                   const absl::Status& error) {
+    const std::string text = absl::StrCat(where, error.message());
+    absl::FPrintF(stderr, "%s: failed: %s\n", label, text);
+    if (cell.error.ok()) cell.error = absl::Status(error.code(), text);
   }
 
-  absl::Status Skip(const std::string& config, const std::string& task, int64_t length,
-                    const std::string& label, absl::string_view reason) {
+  absl::Status Skip(CellOutcome& cell, const std::string& label, absl::string_view reason) {
     absl::FPrintF(stderr, "%s: not run: %s\n", label, reason);
-    if (!skipped_.emplace(config, task, length).second) return absl::OkStatus();
-    return log_.Add(SkipRecord{
-        .config = config, .task = task, .length = length, .reason = std::string(reason)});
+    cell.skip_reason = std::string(reason);
+    if (!skipped_.emplace(cell.config, cell.task, cell.length).second) return absl::OkStatus();
+    return log_.Add(SkipRecord{.config = cell.config,
+                               .task = cell.task,
+                               .length = cell.length,
+                               .reason = cell.skip_reason});
   }
 
-  absl::Status AddIngest(const std::string& config, const std::string& task, int64_t length,
-                         const std::string& sample, const Reading& reading) {
+  absl::Status AddIngest(const CellOutcome& cell, const std::string& sample,
+                         const Reading& reading) {
     // A text that is read once more, for questions left open, is told once.
-    if (!ingested_.emplace(config, task, length, sample).second) return absl::OkStatus();
-    return log_.Add(IngestRecord{.config = config,
-                                 .task = task,
-                                 .length = length,
+    if (!ingested_.emplace(cell.config, cell.task, cell.length, sample).second) {
+      return absl::OkStatus();
+    }
+    return log_.Add(IngestRecord{.config = cell.config,
+                                 .task = cell.task,
+                                 .length = cell.length,
                                  .sample = sample,
                                  .tokens_read = reading.tokens_read,
                                  .seconds = reading.seconds,
                                  .ram_bytes = reading.ram_bytes,
                                  .cold_bytes = reading.cold_bytes,
                                  .peak_rss_bytes = PeakRssBytes()});
+  }
+
+  void Note(const AnswerRecord& r) {
+    answered_[{r.config, r.task, r.length, r.sample, r.question}] = {
+        r.score, r.retrieval ? std::optional(r.retrieval->hit()) : std::nullopt};
   }
 
   std::string Label(const Configuration& configuration, const std::string& task, int64_t length) {
@@ -324,10 +375,15 @@ class Run {
   const EvalPlan& plan_;
   RecordLog& log_;
   const std::atomic<bool>* const cancel_;
-  std::set<std::tuple<std::string, std::string, int64_t, std::string, int32_t>> answered_;
+  struct Grade {
+    double score = 0;
+    std::optional<bool> hit;  // absent: retrieval is not known
+  };
+  std::map<std::tuple<std::string, std::string, int64_t, std::string, int32_t>, Grade> answered_;
   std::set<std::tuple<std::string, std::string, int64_t, std::string>> ingested_;
   std::set<std::tuple<std::string, std::string, int64_t>> skipped_;
   std::set<std::tuple<std::string, std::string, int64_t, int64_t, int64_t>> binned_;
+  std::vector<CellOutcome> outcomes_;
   size_t cell_ = 0, cells_ = 0;
 };
 
@@ -340,14 +396,15 @@ absl::Status WriteReports(const EvalPlan& plan, const Records& records) {
 
 }  // namespace
 
-absl::StatusOr<Records> RunEval(const EvalPlan& plan, const std::atomic<bool>* cancel) {
+absl::StatusOr<EvalOutcome> RunEval(const EvalPlan& plan, const std::atomic<bool>* cancel) {
   Manifest manifest{.settings = plan.settings, .configurations = {}};
   for (const Configuration& configuration : plan.configurations) {
     manifest.configurations[configuration.name] = configuration.settings;
   }
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<RecordLog> log,
                           RecordLog::Open(plan.directory, manifest));
-  const absl::Status status = Run(plan, *log, cancel).All();
+  Run run(plan, *log, cancel);
+  const absl::Status status = run.All();
   const absl::Status written = WriteReports(plan, log->records());
   if (absl::IsCancelled(status)) {
     return absl::CancelledError(absl::StrCat("interrupted; ", log->records().answers.size(),
@@ -356,7 +413,7 @@ absl::StatusOr<Records> RunEval(const EvalPlan& plan, const std::atomic<bool>* c
   }
   INFLLM_RETURN_IF_ERROR(status);
   INFLLM_RETURN_IF_ERROR(written);
-  return log->records();
+  return EvalOutcome{.records = log->records(), .cells = run.TakeOutcomes()};
 }
 
 }  // namespace infllm::services

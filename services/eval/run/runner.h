@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "services/eval/report/record.h"
+#include "services/eval/run/outcome.h"
 #include "services/eval/run/record_log.h"
 #include "services/eval/run/subject.h"
 #include "services/eval/tasks/task.h"
@@ -43,11 +43,13 @@ struct EvalPlan {
 };
 
 // Each task at each length for each configuration. What the directory's records hold already is not
-// done again; questions that a cut run left open are asked. A configuration that cannot run at a
-// length, or runs out of memory, is recorded as skipped. The reports are written at the end, also
-// when the run ends early. Progress goes to stderr. Deterministic but for times.
+// done again; questions that a cut run left open are asked. A configuration that says beforehand
+// that it cannot run at a length is recorded as skipped. Where memory or disk runs out on the way
+// (RESOURCE_EXHAUSTED), the samples concerned stay open, their cell keeps the error, and the run
+// goes on with the others; any other error ends it. The reports are written at the end, also when
+// the run ends early. Progress goes to stderr. Deterministic but for times.
 //   CANCELLED  *cancel became true; the text tells how to go on
 //   and the errors of RecordLog::Open(), Task::Make() and the subjects
-absl::StatusOr<Records> RunEval(const EvalPlan& plan, const std::atomic<bool>* cancel);
+absl::StatusOr<EvalOutcome> RunEval(const EvalPlan& plan, const std::atomic<bool>* cancel);
 
 }  // namespace infllm::services

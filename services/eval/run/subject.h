@@ -37,9 +37,9 @@ struct SubjectEvents {
   // in order; samples may come in any.
   std::function<absl::Status(size_t sample, const Reading&)> on_read;
   std::function<absl::Status(size_t sample, size_t question, const Answer&)> on_answer;
-  // A sample could not be read or asked to the end; others go on. Without it such an error ends
-  // Ask.
-  std::function<void(size_t sample, const absl::Status&)> on_error;
+  // A sample could not be read or answered to its end. Answers told before stand. Absent: such an
+  // error ends Ask().
+  std::function<void(size_t sample, const absl::Status& error)> on_error;
   // Tokens read so far, of how many that these samples need in all.
   std::function<void(int64_t done, int64_t total)> on_progress;
 };
@@ -52,7 +52,10 @@ class Subject {
   // Why a text of `tokens` cannot be read here (time or memory), or nothing.
   virtual std::optional<std::string> CannotRead(int64_t tokens) const = 0;
   // Reads each sample's text and asks its questions, greedily. Samples that begin alike may share
-  // the reading of what they have in common. CANCELLED if *cancel becomes true.
+  // the reading of what they have in common. A sample for which memory, disk or a server's context
+  // is too small (RESOURCE_EXHAUSTED) goes to on_error, and the others go on.
+  //   CANCELLED  *cancel became true
+  //   and the errors of on_read and on_answer, and any other of reading and answering
   virtual absl::Status Ask(std::span<const Sample> samples, const SubjectEvents& events,
                            const std::atomic<bool>* cancel) = 0;
   // Reads the first tokens of a text and tells the negative log-likelihood of each but the first.

@@ -206,6 +206,34 @@ TEST_F(EndpointSubjectTest, TextsTooLongForTheServerAreTold) {
   }
 }
 
+TEST_F(EndpointSubjectTest, ATextTooLongLeavesTheOtherSamplesToBeAsked) {
+  ScriptedServer server({Http(413, "too big"), Completion(" 5"), Completion(" six")});
+  ASSERT_OK_AND_ASSIGN(const auto subject, NewEndpointSubject({.url = server.url(), .model = "m"}));
+  std::vector<Sample> samples = OneSample();
+  samples.push_back(samples[0]);
+  std::vector<size_t> failed, answered;
+  int64_t last = 0, most = 1;
+  const SubjectEvents events{.on_answer =
+                                 [&](size_t sample, size_t, const Answer&) {
+                                   answered.push_back(sample);
+                                   return absl::OkStatus();
+                                 },
+                             .on_error =
+                                 [&](size_t sample, const absl::Status& error) {
+                                   failed.push_back(sample);
+                                   EXPECT_THAT(error.message(), HasSubstr("too big"));
+                                 },
+                             .on_progress =
+                                 [&](int64_t done, int64_t total) {
+                                   last = done;
+                                   most = total;
+                                 }};
+  ASSERT_OK(subject->Ask(samples, events, nullptr));
+  EXPECT_THAT(failed, ElementsAre(0));
+  EXPECT_THAT(answered, ElementsAre(1, 1));
+  EXPECT_EQ(last, most);
+}
+
 TEST_F(EndpointSubjectTest, GarbageIsRefused) {
   for (const auto& [reply, code, what] :
        std::vector<std::tuple<std::string, absl::StatusCode, std::string>>{

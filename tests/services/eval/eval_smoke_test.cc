@@ -173,6 +173,7 @@ TEST_F(EvalSmokeTest, MistakesAreTold) {
            {{"perplexity"}, 1, "--text"},
            {{"perplexity", "--text=" + dir_.Write("text", "x y"), "--bins=x"}, 1, "--bins"},
            {{"babi-in-haystack"}, 1, "--data"},
+           {{"passkey", "--policies=lm-infinite", "--require-score=0.1"}, 1, "none are asked for"},
            {{"passkey", "--endpoint=https://x"}, 1, "https"},
            {{"passkey", "--endpoint=http://x", "--policies=full"}, 2, "--policies"},
            {{"passkey", "--endpoint-model=x"}, 2, "--endpoint"}}) {

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "memstore/in_process_store.h"
 #include "tests/services/eval/small_model.h"
 #include "tests/support/status_matchers.h"
 #include "worker/engine/engine.h"
@@ -12,8 +13,10 @@ namespace {
 
 using ::infllm::testing::StatusIs;
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Optional;
+using ::testing::UnorderedElementsAre;
 
 std::string Story(int first, int sentences) {
   std::string text;
@@ -188,6 +191,45 @@ TEST_P(LocalSubjectTest, ErrorsOfTheListenerAndOfSamplesEndIt) {
       subject->Ask({&mute, 1}, {}, nullptr),
       StatusIs(absl::StatusCode::kInvalidArgument, AllOf(HasSubstr("mute"), HasSubstr("prompt"))));
   EXPECT_OK(subject->Ask({}, {}, nullptr));
+}
+
+// A store without a disk, too small for the longer texts.
+TEST(LocalSubjectRoomTest, ATextThatTheStoreCannotHoldLeavesTheOthersToBeAsked) {
+  ModelRuntime& model = SmallModel();
+  AttentionRuntime attention;
+  attention.store = memstore::NewInProcessStore({.ram_capacity_bytes = 1 << 21}, *model.backend,
+                                                /*cold=*/nullptr);
+  ASSERT_OK_AND_ASSIGN(attention.policy,
+                       worker::NewAttentionPolicy(
+                           model.model->config, ResolveAttention(SmallFlags("infllm")), model.dtype,
+                           model.model->fingerprint, *model.backend, attention.store.get()));
+  const auto subject = NewLocalSubject(model, std::move(attention), 0);
+  const std::vector<Sample> samples = {
+      Needle("long", 60, 60),
+      Needle("long, too", 60, 70),  // shares the beginning
+      {.id = "short", .text = "A cat. " + Story(7, 9), .questions = {{.prompt = "Tim"}}}};
+  std::vector<size_t> failed, answered;
+  int64_t last = 0, most = 1;
+  SubjectEvents events;
+  events.on_answer = [&](size_t sample, size_t, const Answer&) {
+    answered.push_back(sample);
+    return absl::OkStatus();
+  };
+  EXPECT_THAT(subject->Ask(samples, events, nullptr),
+              StatusIs(absl::StatusCode::kResourceExhausted));
+  answered.clear();
+  events.on_error = [&](size_t sample, const absl::Status& error) {
+    failed.push_back(sample);
+    EXPECT_THAT(error, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("--ram-bytes")));
+  };
+  events.on_progress = [&](int64_t done, int64_t total) {
+    last = done;
+    most = total;
+  };
+  ASSERT_OK(subject->Ask(samples, events, nullptr));
+  EXPECT_THAT(failed, UnorderedElementsAre(0, 1));
+  EXPECT_THAT(answered, ElementsAre(2));
+  EXPECT_LE(last, most);
 }
 
 TEST_P(LocalSubjectTest, OnlyFullAttentionRefusesLongTexts) {

@@ -21,12 +21,14 @@ TEST(ReportTextTest, LengthsAreShortWhereThatIsExact) {
 }
 
 TEST(ReportTextTest, NumbersAreGrouped) {
-  EXPECT_EQ(FormatCount(0), "0");
-  EXPECT_EQ(FormatCount(999.4), "999");
-  EXPECT_EQ(FormatCount(999.6), "1,000");
-  EXPECT_EQ(FormatCount(1234567), "1,234,567");
-  EXPECT_EQ(FormatCount(-123), "-123");
-  EXPECT_EQ(FormatCount(-1234), "-1,234");
+  EXPECT_EQ(FormatNumber(0), "0");
+  EXPECT_EQ(FormatNumber(0.25), "0.25");
+  EXPECT_EQ(FormatNumber(3.14159), "3.14");
+  EXPECT_EQ(FormatNumber(999.4), "999");
+  EXPECT_EQ(FormatNumber(999.6), "1,000");
+  EXPECT_EQ(FormatNumber(1234567), "1,234,567");
+  EXPECT_EQ(FormatNumber(-1234), "-1,234");
+  EXPECT_EQ(FormatNumber(1e300), "1e+300");
 }
 
 TEST(ReportTextTest, PercentAndPerplexity) {

@@ -48,6 +48,8 @@ struct Script {
   int64_t opened = 0;
   int64_t cancel_after = -1;            // answers, over all
   absl::Status ask = absl::OkStatus();  // given after the first answer of a cell
+  absl::Status sample_a;                // told after the first answer to sample a, if not OK
+  absl::Status open;                    // by configuration "one"
   std::optional<std::string> cannot_read;
 };
 
@@ -80,6 +82,10 @@ class Puppet final : public Subject {
                  Retrieval{.in_window = false, .layers = {1}, .best_rank = 2, .kept = 0.75},
              .cache_misses = 4}));
         INFLLM_RETURN_IF_ERROR(script_.ask);
+        if (samples[i].id == "a" && !script_.sample_a.ok()) {
+          events.on_error(i, script_.sample_a);
+          break;
+        }
       }
     }
     return absl::OkStatus();
@@ -115,6 +121,7 @@ class RunnerTest : public ::testing::Test {
            .settings = {{"top-k", "4"}},
            .open = [this, name](int64_t length) -> absl::StatusOr<std::unique_ptr<Subject>> {
              ++script_.opened;
+             if (name == "one") INFLLM_RETURN_IF_ERROR(script_.open);
              return std::make_unique<Puppet>(script_, name, length);
            }});
     }
@@ -124,6 +131,11 @@ class RunnerTest : public ::testing::Test {
       return static_cast<int64_t>(text.size());
     };
     return plan;
+  }
+  static absl::StatusOr<Records> RecordsOf(const EvalPlan& plan,
+                                           const std::atomic<bool>* cancel = nullptr) {
+    INFLLM_ASSIGN_OR_RETURN(EvalOutcome outcome, RunEval(plan, cancel));
+    return std::move(outcome.records);
   }
   std::string Read(const std::string& name) {
     std::ifstream file(dir_.file("out/" + name), std::ios::binary);
@@ -137,7 +149,7 @@ class RunnerTest : public ::testing::Test {
 };
 
 TEST_F(RunnerTest, RecordsEveryAnswerAndReports) {
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(Plan(), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records records, RecordsOf(Plan()));
   ASSERT_THAT(records.answers, SizeIs(12));
   const AnswerRecord& last = records.answers.back();
   EXPECT_EQ(last.config, "two");
@@ -165,7 +177,7 @@ TEST_F(RunnerTest, RecordsEveryAnswerAndReports) {
 }
 
 TEST_F(RunnerTest, GoesOnWhereACutRunStopped) {
-  ASSERT_OK_AND_ASSIGN(const Records whole, RunEval(Plan(), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records whole, RecordsOf(Plan()));
   std::filesystem::remove_all(dir_.file("out"));
   // Cut before every single answer in turn.
   for (int64_t cut = 0; cut < 12; ++cut) {
@@ -176,7 +188,7 @@ TEST_F(RunnerTest, GoesOnWhereACutRunStopped) {
                                HasSubstr(dir_.file("out")))));
     EXPECT_THAT(Read("report.md"), HasSubstr("a title"));
     script_.cancel_after = -1;
-    ASSERT_OK_AND_ASSIGN(const Records resumed, RunEval(Plan(), nullptr));
+    ASSERT_OK_AND_ASSIGN(const Records resumed, RecordsOf(Plan()));
     EXPECT_THAT(script_.asked, SizeIs(12));
     EXPECT_EQ(std::set<std::string>(script_.asked.begin(), script_.asked.end()).size(), 12u);
     ASSERT_THAT(resumed.answers, SizeIs(12));
@@ -191,7 +203,7 @@ TEST_F(RunnerTest, GoesOnWhereACutRunStopped) {
 TEST_F(RunnerTest, WhatIsDoneIsNotEvenOpened) {
   ASSERT_OK(RunEval(Plan(), nullptr));
   script_ = {};
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(Plan(), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records records, RecordsOf(Plan()));
   EXPECT_EQ(script_.opened, 0);
   EXPECT_THAT(records.answers, SizeIs(12));
 }
@@ -200,7 +212,7 @@ TEST_F(RunnerTest, ALineThatWasCutShortIsAskedAgain) {
   ASSERT_OK(RunEval(Plan({"one"}), nullptr));
   std::filesystem::resize_file(path("records.jsonl"), Read("records.jsonl").size() - 5);
   script_ = {};
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(Plan({"one"}), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records records, RecordsOf(Plan({"one"})));
   EXPECT_THAT(script_.asked, ElementsAre("one 100 b 2"));
   EXPECT_THAT(records.answers, SizeIs(6));
   ASSERT_OK_AND_ASSIGN(const Records written, ParseRecords(Read("records.jsonl")));
@@ -213,7 +225,7 @@ TEST_F(RunnerTest, LengthsAndConfigurationsMayBeAdded) {
   plan.lengths = {100, 200};
   plan.settings["text"] = "new";
   script_ = {};
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(plan, nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records records, RecordsOf(plan));
   EXPECT_THAT(script_.asked, SizeIs(12));
   EXPECT_THAT(records.answers, SizeIs(18));
   // The manifest remembers all three.
@@ -280,31 +292,90 @@ TEST_F(RunnerTest, ADirectoryThatCannotBeMadeIsNamed) {
 
 TEST_F(RunnerTest, WhatCannotBeReadIsAResult) {
   script_.cannot_read = "too long";
-  ASSERT_OK_AND_ASSIGN(const Records skipped, RunEval(Plan(), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records skipped, RecordsOf(Plan()));
   EXPECT_THAT(script_.asked, IsEmpty());
   ASSERT_THAT(skipped.skips, SizeIs(2));
   EXPECT_EQ(skipped.skips[1].config, "two");
   EXPECT_EQ(skipped.skips[1].reason, "too long");
   EXPECT_THAT(Read("report.md"), HasSubstr("too long"));
-  ASSERT_OK_AND_ASSIGN(const Records again, RunEval(Plan(), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records again, RecordsOf(Plan()));
   EXPECT_THAT(again.skips, SizeIs(2));  // told once
   script_.cannot_read.reset();
-  ASSERT_OK_AND_ASSIGN(const Records run, RunEval(Plan(), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records run, RecordsOf(Plan()));
   EXPECT_THAT(run.answers, SizeIs(12));
 }
 
-TEST_F(RunnerTest, RunningOutOfRoomSkipsAndOtherErrorsStop) {
-  script_.ask = absl::ResourceExhaustedError("the disk is full");
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(Plan(), nullptr));
-  EXPECT_THAT(records.answers, SizeIs(2));
-  ASSERT_THAT(records.skips, SizeIs(2));
-  EXPECT_EQ(records.skips[0].reason, "the disk is full");
+TEST_F(RunnerTest, RunningOutOfRoomLeavesTheSampleOpenAndTheOthersGoOn) {
+  script_.sample_a = absl::ResourceExhaustedError("the disk is full");
+  ASSERT_OK_AND_ASSIGN(const EvalOutcome outcome, RunEval(Plan(), nullptr));
+  EXPECT_THAT(outcome.records.answers, SizeIs(8));  // of 12: two of each a are missing
+  EXPECT_THAT(outcome.records.skips, IsEmpty());
+  ASSERT_THAT(outcome.cells, SizeIs(2));
+  EXPECT_EQ(outcome.cells[0].planned, 6);
+  EXPECT_EQ(outcome.cells[0].answered, 4);
+  EXPECT_EQ(outcome.cells[0].score, 4);
+  EXPECT_EQ(outcome.cells[0].retrievals, 4);
+  EXPECT_EQ(outcome.cells[0].hits, 4);
+  EXPECT_THAT(CheckOutcome(outcome, {}),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("one counting 100: 4 of 6 planned answers are there: "
+                                       "sample a: the disk is full"),
+                             HasSubstr("two counting 100: 4 of 6"))));
+
+  script_.sample_a = absl::OkStatus();
+  ASSERT_OK_AND_ASSIGN(const EvalOutcome rest, RunEval(Plan(), nullptr));
+  EXPECT_THAT(rest.records.answers, SizeIs(12));
+  EXPECT_THAT(script_.asked, SizeIs(12));
+  EXPECT_OK(CheckOutcome(rest, {}));
+  EXPECT_EQ(rest.cells[1].answered, 6);
+}
+
+TEST_F(RunnerTest, NoRoomToBeginIsNoResultAndTheOthersGoOn) {
+  script_.open = absl::ResourceExhaustedError("no memory is left");
+  ASSERT_OK_AND_ASSIGN(const EvalOutcome outcome, RunEval(Plan(), nullptr));
+  EXPECT_THAT(outcome.records.answers, SizeIs(6));
+  EXPECT_THAT(outcome.records.skips, IsEmpty());
+  EXPECT_THAT(CheckOutcome(outcome, {}),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       "one counting 100: 0 of 6 planned answers are there: no memory is left"));
+}
+
+TEST_F(RunnerTest, OtherErrorsStop) {
   script_.ask = absl::DataLossError("a block is damaged");
   EXPECT_THAT(RunEval(Plan(), nullptr), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_EQ(script_.opened, 1);
   script_.ask = absl::OkStatus();
-  ASSERT_OK_AND_ASSIGN(const Records rest, RunEval(Plan(), nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records rest, RecordsOf(Plan()));
   EXPECT_THAT(rest.answers, SizeIs(12));
   EXPECT_THAT(script_.asked, SizeIs(12));
+}
+
+TEST_F(RunnerTest, WhatIsKnownBeforehandIsNoError) {
+  script_.cannot_read = "too long";
+  ASSERT_OK_AND_ASSIGN(const EvalOutcome outcome, RunEval(Plan(), nullptr));
+  ASSERT_THAT(outcome.cells, SizeIs(2));
+  EXPECT_EQ(outcome.cells[0].planned, 6);
+  EXPECT_EQ(outcome.cells[0].answered, 0);
+  EXPECT_EQ(outcome.cells[0].skip_reason, "too long");
+  EXPECT_OK(CheckOutcome(outcome, {}));
+}
+
+TEST_F(RunnerTest, APerplexityThatRunsOutOfRoomStaysOpen) {
+  EvalPlan plan = Plan();
+  plan.perplexity = {.name = "book", .text = std::make_shared<const std::string>(1000, 'x')};
+  plan.tasks.clear();
+  script_.ask = absl::ResourceExhaustedError("the disk is full");
+  ASSERT_OK_AND_ASSIGN(const EvalOutcome outcome, RunEval(plan, nullptr));
+  EXPECT_THAT(outcome.records.skips, IsEmpty());
+  EXPECT_THAT(script_.asked, SizeIs(2));
+  EXPECT_THAT(CheckOutcome(outcome, {}),
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       AllOf(HasSubstr("one perplexity 100: not read: the disk is full"),
+                             HasSubstr("two perplexity 100"))));
+  script_.ask = absl::OkStatus();
+  ASSERT_OK_AND_ASSIGN(const EvalOutcome again, RunEval(plan, nullptr));
+  EXPECT_OK(CheckOutcome(again, {}));
+  EXPECT_THAT(again.records.perplexities, SizeIs(64));
 }
 
 TEST_F(RunnerTest, ATaskThatCannotBeMadeIsNamedWithItsLength) {
@@ -327,7 +398,7 @@ TEST_F(RunnerTest, PerplexityIsAveragedByPosition) {
   plan.lengths = {11, 5000};  // more than the text has
   plan.perplexity = {
       .name = "book", .text = std::make_shared<const std::string>(1000, 'x'), .bins = 3};
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(plan, nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records records, RecordsOf(plan));
   ASSERT_THAT(records.perplexities, SizeIs(6));
   // Positions 1..10 in three bins: 1-3, 4-6, 7-10.
   const std::vector<std::tuple<int64_t, int64_t, double>> expected = {
@@ -345,7 +416,7 @@ TEST_F(RunnerTest, PerplexityIsAveragedByPosition) {
   std::string lines = Read("records.jsonl");
   const size_t second = lines.find('\n') + 1;
   std::filesystem::resize_file(path("records.jsonl"), second);
-  ASSERT_OK_AND_ASSIGN(const Records again, RunEval(plan, nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records again, RecordsOf(plan));
   EXPECT_THAT(again.perplexities, SizeIs(6));
 }
 
@@ -355,7 +426,7 @@ TEST_F(RunnerTest, PerplexityBinsMayDouble) {
   plan.lengths = {1000};
   plan.perplexity = {
       .name = "book", .text = std::make_shared<const std::string>(1000, 'x'), .bins = 0};
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(plan, nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records records, RecordsOf(plan));
   std::vector<int64_t> ends;
   for (const PerplexityRecord& record : records.perplexities) ends.push_back(record.end);
   EXPECT_THAT(ends, ElementsAre(256, 512, 1000));
@@ -367,7 +438,7 @@ TEST_F(RunnerTest, WhoCannotTellLikelihoodsIsSkipped) {
   plan.perplexity = {.name = "book", .text = std::make_shared<const std::string>(1000, 'x')};
   script_.ask = absl::UnimplementedError("no likelihoods");
   plan.tasks.clear();
-  ASSERT_OK_AND_ASSIGN(const Records records, RunEval(plan, nullptr));
+  ASSERT_OK_AND_ASSIGN(const Records records, RecordsOf(plan));
   ASSERT_THAT(records.skips, SizeIs(1));
   EXPECT_EQ(records.skips[0].task, kPerplexityTask);
   plan.perplexity->text = std::make_shared<const std::string>("x");
