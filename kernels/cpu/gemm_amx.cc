@@ -22,7 +22,7 @@ constexpr int64_t kPanelRowBytes = kPanelWidth * sizeof(float);
 // panels, one in use and one being fetched, stay in the second cache level.
 constexpr int64_t kPassWords = 512;
 // How far ahead weights are fetched that each meet one pair of tiles only, in words of k.
-constexpr int64_t kFetchAheadWords = 64;
+constexpr int64_t kFetchAheadWords = 32;
 
 // Tile registers: 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights.
 constexpr int kX = 4, kW = 6;
