@@ -18,6 +18,7 @@ const HeadVoteKernels& KernelsFor(Isa isa) {
     case Isa::kAvx512:
       return avx512::kHeadVoteKernels;
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:  // differs in bf16 products only
       return avx512bf16::kHeadVoteKernels;
 #endif
     default:

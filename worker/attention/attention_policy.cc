@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "worker/attention/mean_key.h"
+#include "worker/attention/option_table.h"
 #include "worker/attention/publisher.h"
 #include "worker/attention/retriever.h"
 

@@ -24,10 +24,7 @@ Scheduler::Scheduler(Engine& engine, Options options)
     : engine_(engine), options_(WithClock(std::move(options))) {}
 
 void Scheduler::Add(Request request) {
-  const uint64_t seed = request.sampling.seed;
-  Running running{.request = std::move(request), .draws = Draws(seed), .added = options_.clock()};
-  running.draw = running.draws.Next();
-  running_.push_back(std::move(running));
+  running_.emplace_back(std::move(request), options_.clock());
 }
 
 // Chooses the items of the next step.

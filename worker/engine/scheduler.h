@@ -5,6 +5,7 @@
 #include <functional>
 #include <list>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -68,11 +69,13 @@ class Scheduler {
 
  private:
   struct Running {
+    Running(Request r, double now)
+        : request(std::move(r)), draws(request.sampling.seed), draw(draws.Next()), added(now) {}
     Request request;
     Outcome outcome;
     Draws draws;
-    double draw = 0;  // decides the next token
-    double added = 0;
+    double draw;  // decides the next token
+    double added;
     size_t read = 0;          // of request.tokens
     int32_t last_token = -1;  // generated, not yet in the sequence
     std::vector<int32_t> targets;
