@@ -11,6 +11,7 @@
 #include "services/cli/interrupt.h"
 #include "services/cli/progress.h"
 #include "services/cli/runtime.h"
+#include "worker/model/json_depth.h"
 
 namespace infllm::services {
 namespace {
@@ -24,6 +25,9 @@ struct ScoreFlags {
 // A JSON array of token ids.
 absl::StatusOr<std::vector<int32_t>> ReadTokenIds(const std::string& path) {
   INFLLM_ASSIGN_OR_RETURN(const std::string bytes, ReadText(path));
+  if (const absl::Status depth = worker::CheckJsonDepth(bytes); !depth.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", depth.message()));
+  }
   const auto json = nlohmann::json::parse(bytes, nullptr, /*allow_exceptions=*/false);
   if (!json.is_array()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON array of token ids"));

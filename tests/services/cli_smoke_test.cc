@@ -108,6 +108,10 @@ TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
            {{"generate", "--model", "/nonexistent", "--prompt", "x"}, "/nonexistent"},
            {{"generate", "--model", broken, "--prompt", "x"}, "model.safetensors"},
            {{"ask", "--model", kModel, "--text", "/nonexistent", "--question", "x"},
+  const std::string deep =
+      dir_.Write("deep", std::string(1000000, '[') + std::string(1000000, ']'));
+  const std::string huge = dir_.Write("huge", "x");
+  std::filesystem::resize_file(huge, uintmax_t{2} << 30);  // sparse
             "/nonexistent"},
            {{"ask", "--model", kModel, "--text", dir_.path(), "--question", "x"}, "directory"},
            {{"ask", "--model", kModel, "--text", text, "--question", "x", "--evidence", "absent"},
@@ -121,6 +125,7 @@ TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
             "top-k x KV heads with selection kv-head, which is 64 x 4 = 256"},
            {{"generate", "--model", kModel, "--prompt", "x", "--far-positions", "sequential",
              "--representatives", "mean-key", "--compat", "reference"},
+           {{"score", "--model", kModel, "--token-ids", deep}, "nested deeper than 64 levels"},
             "far-positions is sequential"},
            {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "lots"}, "lots"},
            {{"generate", "--model", kModel, "--prompt", "x", "--ram-bytes", "1MiB"},
@@ -312,8 +317,8 @@ TEST_F(CliTest, ABadPresetIsNamed) {
            {R"({"method": {"n-local": "many"}})", "--n-local"}}) {
     std::ofstream(model + "/infllm.json") << json;
     const Result result = Run(command);
-    EXPECT_EQ(result.status, 2) << json;
-    EXPECT_THAT(result.err, HasSubstr(complaint)) << json;
+    EXPECT_EQ(result.status, 2) << json.substr(0, 100);
+    EXPECT_THAT(result.err, HasSubstr(complaint)) << json.substr(0, 100);
   }
   std::filesystem::remove(model + "/infllm.json");
   EXPECT_EQ(Run({"generate", "--model", model, "--prompt", "x", "--preset=mine"}).status, 2);
@@ -334,6 +339,8 @@ TEST_F(CliTest, InterruptEndsALongJobCleanlyWithinASecond) {
   Subprocess process(With({INFLLM_CLI, "ask", "--model", kModel, "--text", text, "--question", "x",
                            "--ram-bytes", "1MiB", "--cold-dir", cold}));
   ASSERT_TRUE(process.WaitForOutput("reading "));
+           {R"({"method": )" + std::string(100000, '[') + std::string(100000, ']') + "}",
+            "nested deeper than 64 levels"},
   const auto start = std::chrono::steady_clock::now();
   process.Signal(SIGINT);
   EXPECT_EQ(process.Wait(), 130);
