@@ -43,11 +43,26 @@ absl::StatusOr<std::vector<int32_t>> ReadTokenIds(const std::string& path) {
   return ids;
 }
 
+// Before anything is computed: each id is needed as a target before it is read as an input.
+absl::Status CheckVocabulary(std::span<const int32_t> ids, int64_t vocab_size,
+                             const std::string& path) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < vocab_size) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": element ", i, " is ", ids[i],
+                     ", but the vocabulary of the model has ids 0 to ", vocab_size - 1));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status RunScore(const ScoreFlags& flags) {
   std::vector<int32_t> ids;
   std::string text;
   if (!flags.token_ids.empty()) {
     INFLLM_ASSIGN_OR_RETURN(ids, ReadTokenIds(flags.token_ids));
+    INFLLM_ASSIGN_OR_RETURN(const worker::ModelConfig config,
+                            worker::LoadModelConfig(flags.runtime.model));
+    INFLLM_RETURN_IF_ERROR(CheckVocabulary(ids, config.vocab_size, flags.token_ids));
   } else {
     INFLLM_ASSIGN_OR_RETURN(text, ReadText(flags.text));
   }

@@ -186,6 +186,19 @@ TEST_F(CliTest, ScoreGivesTheSameForTextAndIds) {
   EXPECT_NEAR(json.at("nll"), sum / double(tokens - 1), 1e-9);
 }
 
+TEST_F(CliTest, NoTokenIsScoredIfOneIsNotInTheVocabulary) {
+  for (const size_t at : {0, 1, 511, 512, 513, 1024}) {  // also the first of a chunk
+    std::vector<int> ids(1100, 1);
+    ids[at] = 900000000;
+    const Result result = Run(
+        {"score", "--model", kModel, "--token-ids", dir_.Write("ids", Json(ids).dump()), "--json"});
+    EXPECT_EQ(result.status, 1) << at;
+    EXPECT_THAT(result.err, HasSubstr("element " + std::to_string(at) +
+                                      " is 900000000, but the vocabulary of the model has ids 0 "
+                                      "to 511"));
+  }
+}
+
 TEST_F(CliTest, Bf16ScoresCloseToF32) {
   const std::string text = dir_.Write("text", StoryText(40));
   const auto nll = [&](const char* dtype) {
