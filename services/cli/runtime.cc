@@ -149,7 +149,7 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags
                           ModelRuntime::Load(flags, {&flags, 1}));
   auto runtime = std::make_unique<Runtime>();
   static_cast<ModelRuntime&>(*runtime) = std::move(*model);
-  INFLLM_ASSIGN_OR_RETURN(static_cast<AttentionRuntime&>(*runtime), NewAttention(*runtime, flags));
+  INFLLM_ASSIGN_OR_RETURN(runtime->attention, NewAttention(*runtime, flags));
   return runtime;
 }
 

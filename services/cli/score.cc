@@ -8,7 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
-#include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/cli/progress.h"
 #include "services/cli/runtime.h"
 #include "worker/model/json_depth.h"
@@ -77,7 +77,6 @@ absl::Status RunScore(const ScoreFlags& flags) {
                                                    "needed"));
   }
 
-  const Interrupt interrupt;
   INFLLM_ASSIGN_OR_RETURN(const auto session, runtime->NewSession());
   std::vector<int32_t> argmax;
   std::vector<double> token_nll;
@@ -93,7 +92,7 @@ absl::Status RunScore(const ScoreFlags& flags) {
         total += nll;
         if (flags.per_token) token_nll.push_back(nll);
       },
-      [&](int64_t done) { progress.Update(done); }, interrupt.flag()));
+      [&](int64_t done) { progress.Update(done); }, runtime->interrupt.flag()));
   progress.Finish();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -110,14 +109,13 @@ absl::Status RunScore(const ScoreFlags& flags) {
       out["argmax"] = argmax;
       out["token_nll"] = token_nll;
     }
-    absl::PrintF("%s\n", out.dump());
-  } else {
-    absl::PrintF("nll %.6f  perplexity %.4f  over %s tokens, %s tokens/s\n", nll, std::exp(nll),
-                 WithThousands(static_cast<int64_t>(ids.size())),
-                 WithThousands(static_cast<int64_t>(rate)));
-    for (size_t i = 0; i < token_nll.size(); ++i) {
-      absl::PrintF("%d\t%d\t%.6f\t%d\n", i + 1, ids[i + 1], token_nll[i], argmax[i]);
-    }
+    return StreamOut(out.dump() + "\n");
+  }
+  absl::PrintF("nll %.6f  perplexity %.4f  over %s tokens, %s tokens/s\n", nll, std::exp(nll),
+               WithThousands(static_cast<int64_t>(ids.size())),
+               WithThousands(static_cast<int64_t>(rate)));
+  for (size_t i = 0; i < token_nll.size(); ++i) {
+    absl::PrintF("%d\t%d\t%.6f\t%d\n", i + 1, ids[i + 1], token_nll[i], argmax[i]);
   }
   return absl::OkStatus();
 }
