@@ -1,7 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -11,6 +10,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/cli/sampling_flags.h"
 #include "services/common/byte_size.h"
 #include "services/common/progress.h"
@@ -162,7 +162,7 @@ class Interview {
                           answer.ids.push_back(token);
                           answer.text += answer.decoder->Add(token);
                           Show();
-                          return true;
+                          return status_.ok();
                         },
                     .on_done =
                         [this, sequence, &answer](const worker::Outcome& outcome) {
@@ -177,23 +177,24 @@ class Interview {
     return absl::OkStatus();
   }
 
-  // Prints what can be shown by now.
+  // Prints what can be shown by now. Output that does not get through ends the interview.
   void Show() {
     if (flags_.runtime.json) return;
+    std::string out;
     for (; showing_ < asked_; ++showing_) {
       Answer& answer = answers_[showing_];
-      if (!introduced_) absl::PrintF("\nQ: %s\nA:", flags_.questions[showing_]);
+      if (!introduced_) absl::StrAppend(&out, "\nQ: ", flags_.questions[showing_], "\nA:");
       introduced_ = true;
-      std::fwrite(answer.text.data() + answer.shown, 1, answer.text.size() - answer.shown, stdout);
+      out.append(answer.text, answer.shown);
       answer.shown = answer.text.size();
-      std::fflush(stdout);
-      if (!answer.done) return;
-      absl::PrintF("\n");
+      if (!answer.done) break;
+      out += "\n";
       if (!watches_.empty()) {
-        absl::PrintF("   (%s)\n", watches_[showing_].Describe(answer.begin));
+        absl::StrAppend(&out, "   (", watches_[showing_].Describe(answer.begin), ")\n");
       }
       introduced_ = false;
     }
+    status_.Update(StreamOut(out));
   }
 
   Json ToJson(size_t i) {
@@ -318,10 +319,9 @@ absl::Status RunAsk(const AskFlags& flags) {
   if (!watches.empty()) report["recall"] = {{"hits", interview.hits()}, {"asked", watches.size()}};
   if (flags.runtime.json) {
     report["answers"] = std::move(answers);
-    absl::PrintF("%s\n", report.dump(2, ' ', false, Json::error_handler_t::replace));
-  } else {
-    PrintReport(report);
+    return StreamOut(report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   }
+  PrintReport(report);
   return absl::OkStatus();
 }
 

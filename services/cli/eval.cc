@@ -16,6 +16,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/eval/report/report.h"
 #include "services/eval/run/configurations.h"
 #include "services/eval/run/endpoint_subject.h"
@@ -206,8 +207,7 @@ absl::Status CheckFloorsApply(const Floors& floors, const EvalPlan& plan) {
 
 absl::Status RunEvalCommand(const EvalFlags& flags) {
   if (flags.list_tasks || flags.tasks == std::vector<std::string>{"list"}) {
-    absl::PrintF("%s", ListTasks());
-    return absl::OkStatus();
+    return StreamOut(ListTasks());
   }
   EvalPlan plan;
   INFLLM_RETURN_IF_ERROR(PlanTasks(flags, plan));
@@ -217,12 +217,11 @@ absl::Status RunEvalCommand(const EvalFlags& flags) {
                                                 : PlanEndpoint(flags, plan));
   INFLLM_RETURN_IF_ERROR(CheckFloorsApply(flags.floors, plan));
   INFLLM_ASSIGN_OR_RETURN(const EvalOutcome outcome, RunEval(plan, interrupt.flag()));
-  if (flags.runtime.json) {
-    absl::PrintF("%s\n", JsonReport(outcome.records, plan.title));
-  } else {
-    absl::PrintF("%s\nPictures: %s/report.html\n", MarkdownReport(outcome.records, plan.title),
-                 flags.out);
-  }
+  INFLLM_RETURN_IF_ERROR(StreamOut(
+      flags.runtime.json
+          ? JsonReport(outcome.records, plan.title) + "\n"
+          : absl::StrCat(MarkdownReport(outcome.records, plan.title), "\nPictures: ", flags.out,
+                         "/report.html\n")));
   return CheckOutcome(outcome, flags.floors);
 }
 

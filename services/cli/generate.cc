@@ -1,5 +1,4 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -7,6 +6,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/cli/sampling_flags.h"
 #include "services/common/progress.h"
 #include "services/runtime/runtime.h"
@@ -41,11 +41,11 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   const auto decoder = model.tokenizer->NewStreamDecoder(/*continuation=*/!prompt.empty());
   std::string text;
   std::vector<int32_t> ids;
+  absl::Status written;
   const auto print = [&](const std::string& piece) {
     text += piece;
-    if (flags.runtime.json) return;
-    std::fwrite(piece.data(), 1, piece.size(), stdout);
-    std::fflush(stdout);
+    if (!flags.runtime.json) written.Update(StreamOut(piece));
+    return written.ok();
   };
   Progress progress("reading the prompt", "tokens", static_cast<int64_t>(prompt_ids.size()));
   worker::Outcome outcome;
@@ -60,8 +60,7 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
                      [&](int32_t token) {
                        progress.Finish();
                        ids.push_back(token);
-                       print(decoder->Add(token));
-                       return true;
+                       return print(decoder->Add(token));
                      },
                  .on_done = [&](const worker::Outcome& done) { outcome = done; }});
   const absl::Status status = scheduler.Run(interrupt.flag());
@@ -69,6 +68,7 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   print(decoder->Finish() + (flags.runtime.json ? "" : "\n"));
   INFLLM_RETURN_IF_ERROR(status);
   INFLLM_RETURN_IF_ERROR(outcome.status);
+  INFLLM_RETURN_IF_ERROR(written);
 
   const double decode_seconds = outcome.total_seconds - outcome.first_token_seconds;
   const double decoded = static_cast<double>(ids.size()) - 1;
@@ -87,13 +87,12 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
                                         {"completion_tokens", ids.size()},
                                         {"finish_reason", outcome.stopped ? "stop" : "length"},
                                         {"timings", timings}};
-    absl::PrintF("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
-  } else {
-    absl::FPrintF(stderr,
-                  "%d prompt tokens, %d generated; first token after %.2f s, then %.1f tokens/s\n",
-                  prompt_ids.size(), ids.size(), outcome.first_token_seconds,
-                  timings["decode_tokens_per_second"].get<double>());
+    return StreamOut(out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
+  absl::FPrintF(stderr,
+                "%d prompt tokens, %d generated; first token after %.2f s, then %.1f tokens/s\n",
+                prompt_ids.size(), ids.size(), outcome.first_token_seconds,
+                timings["decode_tokens_per_second"].get<double>());
   return absl::OkStatus();
 }
 

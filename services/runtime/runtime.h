@@ -42,7 +42,9 @@ struct Runtime : worker::ModelRuntime, EngineRuntime {
 // FAILED_PRECONDITION if the model directory has no tokenizer: the command needs text.
 absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::string& directory);
 
-// The whole of a file, unpacked if it is an xz archive, or of stdin for "-".
+// The whole of a file or pipe, unpacked if it is an xz archive, or of stdin for "-".
+//   INVALID_ARGUMENT  it is empty, larger than 1 GiB, a directory or a device
+//   by errno if it cannot be read; DATA_LOSS, RESOURCE_EXHAUSTED: those of UnpackXz
 absl::StatusOr<std::string> ReadText(const std::string& path);
 
 }  // namespace infllm::services
