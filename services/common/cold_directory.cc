@@ -119,7 +119,7 @@ class OwnedColdStore final : public memstore::ColdStore {
     fs::remove_all(path_, ignored);
   }
 
-  absl::Status Put(std::span<const Record> records) override { return db_->Put(records); }
+  absl::Status Put(std::span<const Entry> entries) override { return db_->Put(entries); }
   std::vector<absl::Status> Get(std::span<const std::string_view> keys,
                                 std::span<const std::span<std::byte>> outs) override {
     return db_->Get(keys, outs);
@@ -173,9 +173,9 @@ absl::StatusOr<std::unique_ptr<OwnedColdStore>> OpenScratch() {
 
 class ScratchColdStore final : public memstore::ColdStore {
  public:
-  absl::Status Put(std::span<const Record> records) override {
+  absl::Status Put(std::span<const Entry> entries) override {
     INFLLM_ASSIGN_OR_RETURN(memstore::ColdStore * store, Opened());
-    return store->Put(records);
+    return store->Put(entries);
   }
   std::vector<absl::Status> Get(std::span<const std::string_view> keys,
                                 std::span<const std::span<std::byte>> outs) override {

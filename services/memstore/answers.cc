@@ -13,8 +13,8 @@ namespace {
 namespace pb = infllm::v1;
 
 // A payload that stays in the string protobuf parsed it into.
-memstore::BlockHandle OwnPayload(std::string* owned) {
-  std::shared_ptr<const std::string> text(owned);
+memstore::BlockHandle OwnPayload(std::string&& parsed) {
+  auto text = std::make_shared<const std::string>(std::move(parsed));
   const auto payload = std::as_bytes(std::span(*text));
   return memstore::BlockHandle(payload, std::move(text));
 }
@@ -137,7 +137,7 @@ absl::Status SelectAnswer::TakePayload(pb::SelectResponse::Payload& payload) {
   const Payload& named = payloads_[arrived_];
   error::Place place = PlaceOf(named.query);
   place.block = named.index;
-  const memstore::BlockHandle block = OwnPayload(payload.release_payload());
+  const memstore::BlockHandle block = OwnPayload(std::move(*payload.mutable_payload()));
   if (wire::BlockChecksum({place.context, layer_, named.index}, block.payload()) !=
       payload.crc32c()) {
     return error::DamagedAnswer(store_, place, "the checksum of the payload does not fit");
@@ -175,7 +175,7 @@ absl::Status FetchAnswer::Take(pb::FetchResponse& message) {
     }
     error::Place place = place_;
     place.block = blocks_[handles_.size()];
-    memstore::BlockHandle handle = OwnPayload(block.release_payload());
+    memstore::BlockHandle handle = OwnPayload(std::move(*block.mutable_payload()));
     if (wire::BlockChecksum({place.context, place.layer, place.block}, handle.payload()) !=
         block.crc32c()) {
       return error::DamagedAnswer(store_, place, "the checksum of the payload does not fit");

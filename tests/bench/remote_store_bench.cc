@@ -5,6 +5,7 @@
 #include <benchmark/benchmark.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -69,8 +70,13 @@ class Fixture {
       std::memcpy(&payloads_[i], &word, sizeof(word));
     }
     std::normal_distribution<float> normal;
+    // Least keys below zero, largest above.
     std::vector<float> representatives(kBlocks * geometry_.representative_floats());
-    for (float& value : representatives) value = normal(random);
+    for (size_t i = 0; i < representatives.size(); ++i) {
+      const bool least =
+          i % geometry_.representative_floats() < geometry_.representative_floats() / 2;
+      representatives[i] = (least ? -1 : 1) * std::abs(normal(random));
+    }
     queries_.resize(16, std::vector<float>(geometry_.query_floats()));
     for (auto& query : queries_) {
       for (float& value : query) value = normal(random);
@@ -78,8 +84,9 @@ class Fixture {
     // Made by both clients' servers, which know only the contexts made through them.
     for (const auto transport : {Transport::kInProcess, Transport::kUnix, Transport::kTcp}) {
       memstore::MemoryStore& store = Get(transport);
-      contexts_[transport] = *store.Create({.geometry = geometry_});
-      INFLLM_CHECK(store.Append(contexts_[transport], 0, 0, payloads_).ok());
+      contexts_[transport] = memstore::NewContextId();
+      INFLLM_CHECK(store.Create(contexts_[transport], {.geometry = geometry_}).ok());
+      INFLLM_CHECK(store.Append(contexts_[transport], 0, 0, blocks(kBlocks)).ok());
       INFLLM_CHECK(store.Publish(contexts_[transport], 0, 0, representatives).ok());
     }
   }
@@ -92,6 +99,15 @@ class Fixture {
   memstore::ContextId context(Transport transport) const { return contexts_.at(transport); }
   const memstore::Geometry& geometry() const { return geometry_; }
   const std::vector<std::byte>& payloads() const { return payloads_; }
+  // The first `count` of them.
+  std::vector<std::span<const std::byte>> blocks(int64_t count) const {
+    std::vector<std::span<const std::byte>> blocks;
+    const size_t bytes = geometry_.payload_bytes();
+    for (int64_t i = 0; i < count; ++i) {
+      blocks.push_back(std::span(payloads_).subspan(static_cast<size_t>(i) * bytes, bytes));
+    }
+    return blocks;
+  }
   std::span<const float> query(int64_t i) const { return queries_[i % queries_.size()]; }
 
   static Fixture& Of(int64_t block_kib) {
@@ -146,10 +162,12 @@ void Select(benchmark::State& state, Transport transport) {
   Fixture& fixture = Fixture::Of(state.range(0));
   int64_t round = 0;
   for (auto _ : state) {
-    const auto selection = fixture.Get(transport).Select(
-        fixture.context(transport), 0,
-        {.query = fixture.query(round++), .k = static_cast<int32_t>(state.range(1))});
-    if (!selection.ok()) state.SkipWithError(std::string(selection.status().message()).c_str());
+    const memstore::SelectQuery query = {.context = fixture.context(transport),
+                                         .query = fixture.query(round++),
+                                         .k = static_cast<int32_t>(state.range(1))};
+    const auto selections = fixture.Get(transport).Select({.layer = 0, .queries = {&query, 1}});
+    const absl::Status status = selections.ok() ? (*selections)[0].status : selections.status();
+    if (!status.ok()) state.SkipWithError(std::string(status.message()).c_str());
   }
   Report(state, fixture, state.range(1));
 }
@@ -168,14 +186,14 @@ void Fetch(benchmark::State& state, Transport transport) {
 // Into a new context each time; dropping it is not timed.
 void Append(benchmark::State& state, Transport transport) {
   Fixture& fixture = Fixture::Of(state.range(0));
-  const size_t bytes = fixture.geometry().payload_bytes() * static_cast<size_t>(state.range(1));
+  const auto blocks = fixture.blocks(state.range(1));
   memstore::MemoryStore& store = fixture.Get(transport);
   for (auto _ : state) {
     state.PauseTiming();
-    const memstore::ContextId context = *store.Create({.geometry = fixture.geometry()});
+    const memstore::ContextId context = memstore::NewContextId();
+    INFLLM_CHECK(store.Create(context, {.geometry = fixture.geometry()}).ok());
     state.ResumeTiming();
-    const absl::Status status =
-        store.Append(context, 0, 0, std::span(fixture.payloads()).first(bytes));
+    const absl::Status status = store.Append(context, 0, 0, blocks);
     if (!status.ok()) state.SkipWithError(std::string(status.message()).c_str());
     state.PauseTiming();
     INFLLM_CHECK(store.Drop(context).ok());

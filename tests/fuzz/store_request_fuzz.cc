@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "infllm/v1/memory_store.pb.h"
@@ -57,22 +58,26 @@ class Client {
     if (!geometry.ok()) return;
     const absl::StatusOr<Geometry> again = wire::FromProto(wire::ToProto(*geometry));
     INFLLM_CHECK(again.ok() && *again == *geometry);
-    const absl::StatusOr<ContextId> id =
-        store_->Create({.tenant = request.tenant(), .geometry = *geometry});
-    const bool valid = Validate(*geometry).ok();
-    INFLLM_CHECK(valid || !id.ok());
+    const absl::StatusOr<ContextId> id = wire::ContextFromProto("context", request.context());
     if (!id.ok()) return;
+    INFLLM_CHECK(wire::ToProto(*id) == request.context());
+    if (id_ == *id) INFLLM_CHECK(store_->Drop(*std::exchange(id_, std::nullopt)).ok());
+    const memstore::ContextOptions options = {
+        .tenant = request.tenant(), .recipe = request.recipe(), .geometry = *geometry};
+    const absl::Status created = store_->Create(*id, options);
+    INFLLM_CHECK(Validate(options).ok() || !created.ok());
+    if (!created.ok()) return;
+    INFLLM_CHECK(store_->Create(*id, options).ok());
     INFLLM_CHECK(geometry->payload_bytes() > 0 && geometry->representative_floats() > 0);
     INFLLM_CHECK(geometry->payload_bytes() <= memstore::limits::kMaxPayloadBytes);
-    INFLLM_CHECK(geometry->representative_floats() * sizeof(float) <=
-                 memstore::limits::kMaxRepresentativeBytes);
     if (id_.has_value()) INFLLM_CHECK(store_->Drop(*id_).ok());
     id_ = *id;
     geometry_ = *geometry;
     published_.assign(static_cast<size_t>(geometry_.layers), 0);
     const auto payload_bytes = static_cast<int64_t>(geometry_.payload_bytes());
     blocks_ = std::min(kMaxBlocks, kRamBytes / payload_bytes / geometry_.layers);
-    const std::vector<std::byte> payloads(static_cast<size_t>(blocks_ * payload_bytes));
+    const std::vector<std::byte> payload(static_cast<size_t>(payload_bytes));
+    const std::vector<std::span<const std::byte>> payloads(static_cast<size_t>(blocks_), payload);
     for (int32_t layer = 0; layer < geometry_.layers; ++layer) {
       INFLLM_CHECK(store_->Append(*id_, layer, 0, payloads).ok());
     }
@@ -96,29 +101,39 @@ class Client {
   void Select(const pb::SelectRequest& request) {
     const absl::StatusOr<kernels::Scoring> scoring = wire::FromProto(request.scoring());
     if (!id_.has_value() || !scoring.ok()) return;
-    const absl::StatusOr<memstore::Selection> selection =
-        store_->Select(*id_, request.layer(),
-                       {.query = wire::AsSpan(request.query()),
-                        .k = request.k(),
-                        .per_kv_head = request.per_kv_head(),
-                        .scoring = *scoring,
-                        .have = wire::AsSpan(request.have()),
-                        .upcoming = wire::AsSpan(request.upcoming())});
-    if (!selection.ok()) return;
-    const int64_t each =
-        std::min<int64_t>(request.k(), published_.at(static_cast<size_t>(request.layer())));
-    std::vector<int64_t> taken(request.per_kv_head() ? geometry_.kv_heads : 1, 0);
-    int64_t last = -1;
-    for (const memstore::SelectedBlock& block : selection->blocks) {
-      INFLLM_CHECK(block.index > last);
-      last = block.index;
-      const bool had = std::ranges::binary_search(wire::AsSpan(request.have()), block.index);
-      INFLLM_CHECK(block.block.payload().size() == (had ? 0 : geometry_.payload_bytes()));
-      INFLLM_CHECK(request.per_kv_head() || block.kv_heads == ~uint64_t{0});
-      for (size_t group = 0; group < taken.size(); ++group)
-        taken[group] += block.kv_heads >> group & 1;
+    std::vector<memstore::SelectQuery> queries;
+    for (const pb::SelectRequest::Query& query : request.queries()) {
+      // Any other context than the one that there is becomes one that there is not.
+      const bool known = query.context() == wire::ToProto(*id_);
+      queries.push_back({.context = known ? *id_ : ContextId{.hi = ~id_->hi, .lo = id_->lo},
+                         .query = wire::AsSpan(query.query()),
+                         .k = query.k(),
+                         .end_block = query.end_block(),
+                         .have = wire::AsSpan(query.have())});
     }
-    INFLLM_CHECK(std::ranges::all_of(taken, [&](int64_t n) { return n == each; }));
+    const auto selections =
+        store_->Select({.layer = request.layer(), .scoring = *scoring, .queries = queries});
+    if (!selections.ok()) return;
+    INFLLM_CHECK(selections->size() == queries.size());
+    for (size_t i = 0; i < queries.size(); ++i) CheckAnswer(request, queries[i], (*selections)[i]);
+  }
+
+  void CheckAnswer(const pb::SelectRequest& request, const memstore::SelectQuery& query,
+                   const memstore::Selection& selection) const {
+    INFLLM_CHECK(selection.status.ok() || selection.blocks.empty());
+    if (!selection.status.ok()) return;
+    INFLLM_CHECK(query.context == *id_);
+    const int64_t takes_part = std::clamp<int64_t>(
+        query.end_block, 0, published_.at(static_cast<size_t>(request.layer())));
+    INFLLM_CHECK(static_cast<int64_t>(selection.blocks.size()) ==
+                 std::min<int64_t>(query.k, takes_part));
+    int64_t last = -1;
+    for (const memstore::SelectedBlock& block : selection.blocks) {
+      INFLLM_CHECK(block.index > last && block.index < takes_part);
+      last = block.index;
+      const bool had = std::ranges::binary_search(query.have, block.index);
+      INFLLM_CHECK(block.block.payload().size() == (had ? 0 : geometry_.payload_bytes()));
+    }
   }
 
   const std::unique_ptr<kernels::Backend> backend_ = kernels::NewReferenceBackend();

@@ -31,6 +31,11 @@ constexpr memstore::Geometry kGeometry = {.layers = 2,
                                           .block_tokens = 8,
                                           .dtype = kernels::DType::kF32};
 
+constexpr ContextId kContext{.hi = 3, .lo = 4};
+constexpr ContextId kUnknown{.hi = 0, .lo = 999};
+constexpr const char* kUnknownText = "context 000000000000000000000000000003e7 does not exist";
+constexpr int64_t kMaxIndex = std::numeric_limits<int64_t>::max();
+
 class BadRequestTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -41,15 +46,7 @@ class BadRequestTest : public ::testing::Test {
     arguments.SetMaxSendMessageSize(-1);
     stub_ = pb::MemoryStore::NewStub(grpc::CreateCustomChannel(
         server_->endpoint().ToString(), grpc::InsecureChannelCredentials(), arguments));
-    ASSERT_OK_AND_ASSIGN(const ContextId context, store_->Create({.geometry = kGeometry}));
-    // Through the service, for only those it knows.
-    pb::CreateRequest create;
-    *create.mutable_geometry() = wire::ToProto(kGeometry);
-    pb::CreateResponse created;
-    grpc::ClientContext call;
-    ASSERT_TRUE(stub_->Create(&call, create, &created).ok());
-    context_ = ContextId{created.context()};
-    ASSERT_NE(context_, context);
+    ASSERT_TRUE(Create(GoodCreate()).ok());
     ASSERT_TRUE(Append(GoodAppend()).ok());
     ASSERT_TRUE(Publish(GoodPublish()).ok());
   }
@@ -88,34 +85,37 @@ class BadRequestTest : public ::testing::Test {
 
   pb::CreateRequest GoodCreate() const {
     pb::CreateRequest request;
+    request.set_context(wire::ToProto(kContext));
     *request.mutable_geometry() = wire::ToProto(kGeometry);
-    return request;
+    return Seal(std::move(request));
   }
   // Two blocks, stored by SetUp().
   pb::AppendRequest GoodAppend() const {
     pb::AppendRequest request;
-    request.set_context(static_cast<uint64_t>(context_));
+    request.set_context(wire::ToProto(kContext));
     request.mutable_payloads()->assign(2 * kGeometry.payload_bytes(), '\7');
     return Seal(std::move(request));
   }
   pb::PublishRequest GoodPublish() const {
     pb::PublishRequest request;
-    request.set_context(static_cast<uint64_t>(context_));
+    request.set_context(wire::ToProto(kContext));
     request.mutable_representatives()->Resize(
         static_cast<int>(2 * kGeometry.representative_floats()), 0.5f);
     return Seal(std::move(request));
   }
   pb::SelectRequest GoodSelect() const {
     pb::SelectRequest request;
-    request.set_context(static_cast<uint64_t>(context_));
-    request.set_k(2);
     request.set_scoring(pb::SCORING_MEAN);
-    request.mutable_query()->Resize(static_cast<int>(kGeometry.query_floats()), 1.0f);
+    pb::SelectRequest::Query& query = *request.add_queries();
+    query.set_context(wire::ToProto(kContext));
+    query.set_k(2);
+    query.set_end_block(kMaxIndex);
+    query.mutable_query()->Resize(static_cast<int>(kGeometry.query_floats()), 1.0f);
     return Seal(std::move(request));
   }
   pb::FetchRequest GoodFetch() const {
     pb::FetchRequest request;
-    request.set_context(static_cast<uint64_t>(context_));
+    request.set_context(wire::ToProto(kContext));
     request.add_blocks(1);
     return request;
   }
@@ -131,15 +131,15 @@ class BadRequestTest : public ::testing::Test {
     return request;
   }
   static pb::SelectRequest Seal(pb::SelectRequest request) {
-    const auto scoring = wire::FromProto(request.scoring());
-    request.set_crc32c(
-        wire::QueryChecksum(ContextId{request.context()}, request.layer(),
-                            {.query = wire::AsSpan(request.query()),
-                             .k = request.k(),
-                             .per_kv_head = request.per_kv_head(),
-                             .scoring = scoring.ok() ? *scoring : kernels::Scoring::kMean,
-                             .have = wire::AsSpan(request.have()),
-                             .upcoming = wire::AsSpan(request.upcoming())}));
+    request.set_crc32c(wire::Checksum(request));
+    return request;
+  }
+  static pb::CreateRequest Seal(pb::CreateRequest request) {
+    request.set_crc32c(wire::Checksum(request));
+    return request;
+  }
+  static pb::ForkRequest Seal(pb::ForkRequest request) {
+    request.set_crc32c(wire::Checksum(request));
     return request;
   }
   template <typename Request>
@@ -147,7 +147,8 @@ class BadRequestTest : public ::testing::Test {
     request.clear_crc32c();
     for (size_t i = 0; (i + 1) * bytes <= content.size(); ++i) {
       request.add_crc32c(wire::BlockChecksum(
-          {ContextId{request.context()}, request.layer(), wire::Later(request.first_block(), i)},
+          {wire::ContextFromProto("context", request.context()).value_or(ContextId()),
+           request.layer(), wire::Later(request.first_block(), i)},
           content.subspan(i * bytes, bytes)));
     }
   }
@@ -158,7 +159,6 @@ class BadRequestTest : public ::testing::Test {
       memstore::NewInProcessStore({.ram_capacity_bytes = 1 << 20}, *backend_, nullptr);
   std::unique_ptr<MemstoreServer> server_;
   std::unique_ptr<pb::MemoryStore::Stub> stub_;
-  ContextId context_{};
 };
 
 // One row per way to be wrong: what is changed in a good request, and what comes back.
@@ -171,7 +171,6 @@ struct Row {
 };
 
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr int64_t kMaxIndex = std::numeric_limits<int64_t>::max();
 
 TEST_F(BadRequestTest, Create) {
   const Row<pb::CreateRequest> rows[] = {
@@ -185,18 +184,6 @@ TEST_F(BadRequestTest, Create) {
       {"unknown kind of representative",
        [](auto& r) { r.mutable_geometry()->set_representative(pb::RepresentativeKind(-1)); },
        grpc::INVALID_ARGUMENT, "geometry.representative is -1"},
-      {"no keys",
-       [](auto& r) {
-         r.mutable_geometry()->set_representative(pb::REPRESENTATIVE_KIND_KEYS);
-         r.mutable_geometry()->clear_repr_top_k();
-       },
-       grpc::INVALID_ARGUMENT, "repr_top_k is 0"},
-      {"more keys than tokens",
-       [](auto& r) {
-         r.mutable_geometry()->set_representative(pb::REPRESENTATIVE_KIND_KEYS);
-         r.mutable_geometry()->set_repr_top_k(9);
-       },
-       grpc::INVALID_ARGUMENT, "repr_top_k is 9, must be in [1, 8]"},
       {"no layers", [](auto& r) { r.mutable_geometry()->set_layers(0); }, grpc::INVALID_ARGUMENT,
        "layers is 0"},
       {"negative heads", [](auto& r) { r.mutable_geometry()->set_q_heads(-8); },
@@ -216,12 +203,18 @@ TEST_F(BadRequestTest, Create) {
        "block_tokens"},
       {"a long tenant", [](auto& r) { r.set_tenant(std::string(257, 'x')); },
        grpc::INVALID_ARGUMENT, "257"},
+      {"a long recipe", [](auto& r) { r.set_recipe(std::string(1025, 'x')); },
+       grpc::INVALID_ARGUMENT, "1025"},
+      {"no context", [](auto& r) { r.clear_context(); }, grpc::INVALID_ARGUMENT,
+       "context has 0 bytes, must have 16"},
+      {"another recipe", [](auto& r) { r.set_recipe("other"); }, grpc::ALREADY_EXISTS,
+       "other options"},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.name);
     pb::CreateRequest request = GoodCreate();
     row.change(request);
-    const grpc::Status status = Create(request);
+    const grpc::Status status = Create(Seal(request));
     EXPECT_EQ(status.error_code(), row.code) << status.error_message();
     EXPECT_THAT(status.error_message(), HasSubstr(row.text));
   }
@@ -231,7 +224,10 @@ TEST_F(BadRequestTest, Create) {
 TEST_F(BadRequestTest, Append) {
   const size_t block = kGeometry.payload_bytes();
   const Row<pb::AppendRequest> rows[] = {
-      {"unknown context", [](auto& r) { r.set_context(999); }, grpc::NOT_FOUND, "context 999"},
+      {"unknown context", [](auto& r) { r.set_context(wire::ToProto(kUnknown)); }, grpc::NOT_FOUND,
+       kUnknownText},
+      {"short context", [](auto& r) { r.set_context("short"); }, grpc::INVALID_ARGUMENT,
+       "context has 5 bytes, must have 16"},
       {"layer too large", [](auto& r) { r.set_layer(2); }, grpc::OUT_OF_RANGE, "layer is 2"},
       {"negative layer", [](auto& r) { r.set_layer(-1); }, grpc::OUT_OF_RANGE, "layer is -1"},
       {"another geometry", [](auto& r) { r.mutable_payloads()->pop_back(); },
@@ -271,7 +267,10 @@ TEST_F(BadRequestTest, OversizedMessage) {
 
 TEST_F(BadRequestTest, Publish) {
   const Row<pb::PublishRequest> rows[] = {
-      {"unknown context", [](auto& r) { r.set_context(0); }, grpc::NOT_FOUND, "context 0"},
+      {"unknown context", [](auto& r) { r.set_context(wire::ToProto(kUnknown)); }, grpc::NOT_FOUND,
+       kUnknownText},
+      {"short context", [](auto& r) { r.set_context("short"); }, grpc::INVALID_ARGUMENT,
+       "context has 5 bytes, must have 16"},
       {"layer too large", [](auto& r) { r.set_layer(2); }, grpc::OUT_OF_RANGE, "layer is 2"},
       {"another geometry", [](auto& r) { r.mutable_representatives()->RemoveLast(); },
        grpc::INVALID_ARGUMENT, "not a multiple of the 8"},
@@ -280,7 +279,7 @@ TEST_F(BadRequestTest, Publish) {
       {"no payload yet", [](auto& r) { r.set_first_block(1); }, grpc::FAILED_PRECONDITION,
        "only 2 are stored"},
       {"gap", [](auto& r) { r.set_first_block(kMaxIndex); }, grpc::FAILED_PRECONDITION, "gap"},
-      {"others", [](auto& r) { r.set_representatives(0, 2); }, grpc::ALREADY_EXISTS, "block 0"},
+      {"others", [](auto& r) { r.set_representatives(0, -2); }, grpc::ALREADY_EXISTS, "block 0"},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.name);
@@ -295,26 +294,16 @@ TEST_F(BadRequestTest, Publish) {
 
 TEST_F(BadRequestTest, Select) {
   const Row<pb::SelectRequest> rows[] = {
-      {"unknown context", [](auto& r) { r.set_context(999); }, grpc::NOT_FOUND, "context 999"},
-      {"layer too large", [](auto& r) { r.set_layer(99); }, grpc::OUT_OF_RANGE, "layer is 99"},
-      {"short query", [](auto& r) { r.mutable_query()->RemoveLast(); }, grpc::INVALID_ARGUMENT,
-       "query has 7"},
-      {"no query", [](auto& r) { r.clear_query(); }, grpc::INVALID_ARGUMENT, "query has 0"},
-      {"query not finite", [](auto& r) { r.set_query(5, -INFINITY); }, grpc::INVALID_ARGUMENT,
-       "-inf at float 5"},
-      {"half a query upcoming", [](auto& r) { r.add_upcoming(1); }, grpc::INVALID_ARGUMENT,
-       "upcoming queries have 1"},
-      {"negative k", [](auto& r) { r.set_k(-1); }, grpc::INVALID_ARGUMENT, "k is -1"},
-      {"k too large", [](auto& r) { r.set_k(65537); }, grpc::INVALID_ARGUMENT, "65536"},
       {"no scoring", [](auto& r) { r.clear_scoring(); }, grpc::INVALID_ARGUMENT, "scoring is 0"},
       {"unknown scoring", [](auto& r) { r.set_scoring(pb::Scoring(9)); }, grpc::INVALID_ARGUMENT,
        "scoring is 9"},
-      {"have not ascending",
+      {"too many queries",
        [](auto& r) {
-         r.add_have(1);
-         r.add_have(0);
+         while (r.queries_size() < 4097) *r.add_queries() = r.queries(0);
        },
-       grpc::INVALID_ARGUMENT, "ascending"},
+       grpc::INVALID_ARGUMENT, "4097; at most 4096"},
+      {"short context", [](auto& r) { r.add_queries()->set_context("short"); },
+       grpc::INVALID_ARGUMENT, "context of query 1 has 5 bytes, must have 16"},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.name);
@@ -324,29 +313,61 @@ TEST_F(BadRequestTest, Select) {
     EXPECT_EQ(status.error_code(), row.code) << status.error_message();
     EXPECT_THAT(status.error_message(), HasSubstr(row.text));
   }
+  pb::SelectRequest damaged = GoodSelect();
+  damaged.mutable_queries(0)->set_k(1);
+  EXPECT_EQ(Select(damaged).error_code(), grpc::ABORTED);
   EXPECT_TRUE(Select(GoodSelect()).ok());
 }
 
-TEST_F(BadRequestTest, SelectOfMoreKvHeadsThanAMaskHolds) {
-  pb::CreateRequest create = GoodCreate();
-  create.mutable_geometry()->set_q_heads(65);
-  create.mutable_geometry()->set_kv_heads(65);
-  grpc::ClientContext call;
-  pb::CreateResponse created;
-  ASSERT_TRUE(stub_->Create(&call, create, &created).ok());
+TEST_F(BadRequestTest, ABadQueryIsAnsweredForItself) {
+  using Query = pb::SelectRequest::Query;
+  const Row<Query> rows[] = {
+      {"unknown context", [](auto& q) { q.set_context(wire::ToProto(kUnknown)); }, grpc::NOT_FOUND,
+       kUnknownText},
+      {"short query", [](auto& q) { q.mutable_query()->RemoveLast(); }, grpc::INVALID_ARGUMENT,
+       "query has 7"},
+      {"no query", [](auto& q) { q.clear_query(); }, grpc::INVALID_ARGUMENT, "query has 0"},
+      {"query not finite", [](auto& q) { q.set_query(5, -INFINITY); }, grpc::INVALID_ARGUMENT,
+       "-inf at float 5"},
+      {"negative k", [](auto& q) { q.set_k(-1); }, grpc::INVALID_ARGUMENT, "k is -1"},
+      {"k too large", [](auto& q) { q.set_k(65537); }, grpc::INVALID_ARGUMENT, "65536"},
+      {"have not ascending",
+       [](auto& q) {
+         q.add_have(1);
+         q.add_have(0);
+       },
+       grpc::INVALID_ARGUMENT, "ascending"},
+  };
   pb::SelectRequest request = GoodSelect();
-  request.set_context(created.context());
-  request.mutable_query()->Resize(65 * kGeometry.head_dim, 1.0f);
-  EXPECT_TRUE(Select(Seal(request)).ok());
-  request.set_per_kv_head(true);
-  const grpc::Status status = Select(Seal(request));
-  EXPECT_EQ(status.error_code(), grpc::INVALID_ARGUMENT);
-  EXPECT_THAT(status.error_message(), HasSubstr("select for themselves is 65"));
+  for (const auto& row : rows) {
+    row.change(*request.add_queries() = request.queries(0));
+  }
+  *request.add_queries() = request.queries(0);
+  grpc::ClientContext call;
+  const auto reader = stub_->Select(&call, Seal(request));
+  pb::SelectResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  EXPECT_TRUE(reader->Finish().ok());
+  ASSERT_EQ(response.answers_size(), request.queries_size());
+  for (size_t i = 0; i < std::size(rows); ++i) {
+    SCOPED_TRACE(rows[i].name);
+    const pb::SelectResponse::Answer& answer = response.answers(static_cast<int>(i) + 1);
+    EXPECT_EQ(answer.code(), rows[i].code);
+    EXPECT_THAT(answer.message(), HasSubstr(rows[i].text));
+  }
+  for (const int good : {0, response.answers_size() - 1}) {
+    EXPECT_EQ(response.answers(good).code(), 0);
+    EXPECT_EQ(response.answers(good).blocks_size(), 2);
+  }
+  EXPECT_EQ(response.payloads_size(), 2) << "of both good queries together";
 }
 
 TEST_F(BadRequestTest, Fetch) {
   const Row<pb::FetchRequest> rows[] = {
-      {"unknown context", [](auto& r) { r.set_context(999); }, grpc::NOT_FOUND, "context 999"},
+      {"unknown context", [](auto& r) { r.set_context(wire::ToProto(kUnknown)); }, grpc::NOT_FOUND,
+       kUnknownText},
+      {"short context", [](auto& r) { r.set_context("short"); }, grpc::INVALID_ARGUMENT,
+       "context has 5 bytes, must have 16"},
       {"layer too large", [](auto& r) { r.set_layer(2); }, grpc::OUT_OF_RANGE, "layer is 2"},
       {"not stored", [](auto& r) { r.add_blocks(2); }, grpc::OUT_OF_RANGE, "block 2"},
       {"negative", [](auto& r) { r.add_blocks(-1); }, grpc::OUT_OF_RANGE, "block -1"},
@@ -367,32 +388,33 @@ TEST_F(BadRequestTest, Fetch) {
 TEST_F(BadRequestTest, UnknownContextsOfAllOtherCalls) {
   const auto check = [](const grpc::Status& status) {
     EXPECT_EQ(status.error_code(), grpc::NOT_FOUND);
-    EXPECT_THAT(status.error_message(), HasSubstr("context 999"));
+    EXPECT_THAT(status.error_message(), HasSubstr(kUnknownText));
   };
   {
     pb::DescribeRequest request;
-    request.set_context(999);
+    request.set_context(wire::ToProto(kUnknown));
     pb::DescribeResponse response;
     grpc::ClientContext call;
     check(stub_->Describe(&call, request, &response));
   }
   {
     pb::SealRequest request;
-    request.set_context(999);
+    request.set_context(wire::ToProto(kUnknown));
     pb::SealResponse response;
     grpc::ClientContext call;
     check(stub_->Seal(&call, request, &response));
   }
   {
     pb::ForkRequest request;
-    request.set_context(999);
+    request.set_parent(wire::ToProto(kUnknown));
+    request.set_child(wire::ToProto({.hi = 5, .lo = 5}));
     pb::ForkResponse response;
     grpc::ClientContext call;
-    check(stub_->Fork(&call, request, &response));
+    check(stub_->Fork(&call, Seal(request), &response));
   }
   {
     pb::DropRequest request;
-    request.set_context(999);
+    request.set_context(wire::ToProto(kUnknown));
     pb::DropResponse response;
     grpc::ClientContext call;
     check(stub_->Drop(&call, request, &response));

@@ -20,6 +20,8 @@
 #include "gtest/gtest.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "services/memstore/remote_store.h"
+#include "services/memstore/wire.h"
+#include "tests/services/fake_retry_clock.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
@@ -28,6 +30,7 @@ extern char** environ;
 namespace infllm::services {
 namespace {
 
+using ::infllm::testing::FakeRetryClock;
 using ::infllm::testing::StatusIs;
 using ::infllm::testing::TempDir;
 using ::testing::AllOf;
@@ -40,6 +43,15 @@ constexpr memstore::Geometry kGeometry = {.layers = 1,
                                           .head_dim = 64,
                                           .block_tokens = 64,
                                           .dtype = kernels::DType::kF32};
+
+// Back to back, as blocks of kGeometry.
+std::vector<std::span<const std::byte>> Split(std::span<const std::byte> payloads) {
+  std::vector<std::span<const std::byte>> blocks;
+  for (size_t begin = 0; begin < payloads.size(); begin += kGeometry.payload_bytes()) {
+    blocks.push_back(payloads.subspan(begin, kGeometry.payload_bytes()));
+  }
+  return blocks;
+}
 
 // One run of the daemon. Killed, if it still runs, when the object goes.
 class Daemon {
@@ -195,12 +207,13 @@ TEST_F(MemstoreDaemonTest, KeepsBlocksOnDiskAndLeavesNothingBehind) {
   Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB", "--cold-dir", cold});
   ASSERT_EQ(daemon.Ready(), Socket("s"));
   ASSERT_OK_AND_ASSIGN(const auto store, ConnectRemoteStore(Socket("s"), {}));
-  ASSERT_OK_AND_ASSIGN(const memstore::ContextId id, store->Create({.geometry = kGeometry}));
+  const memstore::ContextId id = memstore::NewContextId();
+  ASSERT_OK(store->Create(id, {.geometry = kGeometry}));
   // 8 MiB in all: eight times the RAM tier.
   constexpr int64_t kBlocks = 128;
   std::vector<std::byte> payloads(kBlocks * kGeometry.payload_bytes());
   for (size_t i = 0; i < payloads.size(); ++i) payloads[i] = std::byte((i * 2654435761u) >> 24);
-  ASSERT_OK(store->Append(id, 0, 0, payloads));
+  ASSERT_OK(store->Append(id, 0, 0, Split(payloads)));
   for (int64_t block = 0; block < kBlocks; ++block) {
     ASSERT_OK_AND_ASSIGN(const auto handles, store->Fetch(id, 0, {&block, 1}));
     EXPECT_TRUE(std::ranges::equal(
@@ -246,12 +259,14 @@ TEST_F(MemstoreDaemonTest, SecondSignalDoesNotWaitForRunningCalls) {
   Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "64MiB"});
   ASSERT_EQ(daemon.Ready(), Socket("s"));
   ASSERT_OK_AND_ASSIGN(const auto store, ConnectRemoteStore(Socket("s"), {}));
-  ASSERT_OK_AND_ASSIGN(const memstore::ContextId id, store->Create({.geometry = kGeometry}));
+  const memstore::ContextId id = memstore::NewContextId();
+  ASSERT_OK(store->Create(id, {.geometry = kGeometry}));
   constexpr int kBlocks = 512;  // 32 MiB
-  ASSERT_OK(store->Append(id, 0, 0, std::vector<std::byte>(kBlocks * kGeometry.payload_bytes())));
+  const std::vector<std::byte> payloads(kBlocks * kGeometry.payload_bytes());
+  ASSERT_OK(store->Append(id, 0, 0, Split(payloads)));
   // A call that cannot end: nobody reads its answer.
   infllm::v1::FetchRequest request;
-  request.set_context(static_cast<uint64_t>(id));
+  request.set_context(wire::ToProto(id));
   for (int i = 0; i < kBlocks; ++i) request.add_blocks(i);
   for (int i = 0; i < kBlocks; ++i) request.add_blocks(i);
   grpc::ChannelArguments arguments;
@@ -274,8 +289,10 @@ TEST_F(MemstoreDaemonTest, SecondSignalDoesNotWaitForRunningCalls) {
 TEST_F(MemstoreDaemonTest, KilledDaemonIsUnavailableAndItsSocketIsTakenOver) {
   Daemon first({"--listen", Socket("s"), "--ram-bytes", "1MiB"});
   ASSERT_EQ(first.Ready(), Socket("s"));
-  ASSERT_OK_AND_ASSIGN(const auto store, ConnectRemoteStore(Socket("s"), {}));
-  ASSERT_OK_AND_ASSIGN(const memstore::ContextId id, store->Create({.geometry = kGeometry}));
+  FakeRetryClock clock;
+  ASSERT_OK_AND_ASSIGN(const auto store, ConnectRemoteStore(Socket("s"), {.clock = &clock}));
+  const memstore::ContextId id = memstore::NewContextId();
+  ASSERT_OK(store->Create(id, {.geometry = kGeometry}));
   first.Signal(SIGKILL);
   EXPECT_EQ(first.Wait(), -SIGKILL);
   EXPECT_THAT(store->Append(id, 0, 0, {}), StatusIs(absl::StatusCode::kUnavailable));

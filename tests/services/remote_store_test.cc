@@ -26,6 +26,7 @@
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "services/memstore/server.h"
 #include "services/memstore/wire.h"
+#include "tests/services/fake_retry_clock.h"
 #include "tests/services/puppet_store.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
@@ -34,6 +35,7 @@ namespace infllm::services {
 namespace {
 
 namespace pb = infllm::v1;
+using ::infllm::testing::FakeRetryClock;
 using ::infllm::testing::OwnedBlock;
 using ::infllm::testing::PuppetStore;
 using ::infllm::testing::StatusIs;
@@ -49,27 +51,38 @@ constexpr memstore::Geometry kGeometry = {.layers = 2,
                                           .head_dim = 128,
                                           .block_tokens = 128,
                                           .dtype = kernels::DType::kF32};
-constexpr ContextId kContext{41};
+constexpr ContextId kContext{.hi = 41, .lo = 42};
 
 class RemoteStoreTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    puppet_.create = [](const memstore::ContextOptions&) { return kContext; };
+    puppet_.create = [](auto&&...) { return absl::OkStatus(); };
     auto server = MemstoreServer::Start({.path = dir_.file("s")}, puppet_);
     ASSERT_OK(server);
     server_ = *std::move(server);
   }
 
-  std::unique_ptr<memstore::MemoryStore> Connect(absl::Duration call_timeout = absl::Seconds(60)) {
-    auto store = ConnectRemoteStore(target(), {.call_timeout = call_timeout});
+  std::unique_ptr<RemoteStore> Connect(absl::Duration call_timeout = absl::Seconds(60)) {
+    auto store = ConnectRemoteStore(target(), {.call_timeout = call_timeout, .clock = &clock_});
     EXPECT_OK(store);
     return *std::move(store);
+  }
+  // One query of kContext.
+  absl::StatusOr<memstore::Selection> Select(memstore::MemoryStore& store, int32_t layer, int32_t k,
+                                             std::span<const int64_t> have = {}) {
+    const memstore::SelectQuery query = {
+        .context = kContext, .query = query_, .k = k, .have = have};
+    auto selections = store.Select({.layer = layer, .queries = {&query, 1}});
+    if (!selections.ok()) return selections.status();
+    if (!(*selections)[0].status.ok()) return (*selections)[0].status;
+    return (*selections)[0];
   }
   // Waits for all handlers: they use what the test owns.
   void Stop() { server_->Shutdown(absl::Minutes(5)); }
   std::string target() const { return server_->endpoint().ToString(); }
 
   const TempDir dir_;
+  FakeRetryClock clock_;
   PuppetStore puppet_;
   std::unique_ptr<MemstoreServer> server_;
   const std::vector<float> query_ = std::vector<float>(kGeometry.query_floats(), 1.0f);
@@ -116,13 +129,13 @@ TEST_F(RemoteStoreTest, ErrorsOfTheStoreArriveAsTheyAre) {
       absl::DataLossError("e"),         absl::FailedPreconditionError("f"),
       absl::ResourceExhaustedError("g")};
   const auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
   for (const absl::Status& error : errors) {
-    puppet_.select = [&](auto...) { return error; };
-    puppet_.fetch = [&](auto...) { return error; };
-    puppet_.append = [&](auto...) { return error; };
+    puppet_.select = [&](auto&&...) { return error; };
+    puppet_.fetch = [&](auto&&...) { return error; };
+    puppet_.append = [&](auto&&...) { return error; };
     const std::vector<int64_t> blocks = {0};
-    EXPECT_EQ(store->Select(kContext, 0, {.query = query_, .k = 1}).status(), error);
+    EXPECT_EQ(Select(*store, 0, 1).status(), error);
     EXPECT_EQ(store->Fetch(kContext, 0, blocks).status(), error);
     EXPECT_EQ(store->Append(kContext, 0, 0, {}), error);
   }
@@ -130,16 +143,14 @@ TEST_F(RemoteStoreTest, ErrorsOfTheStoreArriveAsTheyAre) {
 
 TEST_F(RemoteStoreTest, ServerThatStopsMidWayIsUnavailableAtOnce) {
   std::latch running(1), finish(1);
-  puppet_.select = [&](auto...) -> absl::StatusOr<memstore::Selection> {
+  puppet_.select = [&](auto&&...) -> absl::StatusOr<std::vector<memstore::Selection>> {
     running.count_down();
     finish.wait();  // beyond the point where the client has given up
-    return memstore::Selection();
+    return std::vector<memstore::Selection>(1);
   };
   const auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
-  auto selection = std::async(std::launch::async, [&] {
-    return store->Select(kContext, 0, {.query = query_, .k = 1}).status();
-  });
+  ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
+  auto selection = std::async(std::launch::async, [&] { return Select(*store, 0, 1).status(); });
   running.wait();
   std::thread stop([&] { server_->Shutdown(absl::ZeroDuration()); });
   EXPECT_THAT(selection.get(), StatusIs(absl::StatusCode::kUnavailable, HasSubstr(target())));
@@ -150,16 +161,14 @@ TEST_F(RemoteStoreTest, ServerThatStopsMidWayIsUnavailableAtOnce) {
 
 TEST_F(RemoteStoreTest, ShutdownLetsRunningCallsFinish) {
   std::latch running(1), finish(1);
-  puppet_.select = [&](auto...) -> absl::StatusOr<memstore::Selection> {
+  puppet_.select = [&](auto&&...) -> absl::StatusOr<std::vector<memstore::Selection>> {
     running.count_down();
     finish.wait();
-    return memstore::Selection();
+    return std::vector<memstore::Selection>(1);
   };
   const auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
-  auto selection = std::async(std::launch::async, [&] {
-    return store->Select(kContext, 0, {.query = query_, .k = 1}).status();
-  });
+  ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
+  auto selection = std::async(std::launch::async, [&] { return Select(*store, 0, 1).status(); });
   running.wait();
   std::thread stop([&] { server_->Shutdown(absl::Seconds(60)); });
   finish.count_down();
@@ -186,12 +195,12 @@ TEST_F(RemoteStoreTest, RestartedServerIsFoundAgain) {
 
 TEST_F(RemoteStoreTest, SlowCallEndsAtItsTimeout) {
   std::latch finish(1);
-  puppet_.fetch = [&](auto...) -> absl::StatusOr<PuppetStore::Blocks> {
+  puppet_.fetch = [&](auto&&...) -> absl::StatusOr<PuppetStore::Blocks> {
     finish.wait();
     return absl::InternalError("too late");
   };
   const auto store = Connect(absl::Milliseconds(100));
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
   const std::vector<int64_t> blocks = {0};
   EXPECT_THAT(store->Fetch(kContext, 0, blocks),
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr("Fetch within 0.1 s")));
@@ -208,35 +217,40 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
   std::mutex mutex;
   std::vector<std::byte> stored;
   size_t largest = 0;
-  puppet_.append = [&](ContextId, int32_t, int64_t first, std::span<const std::byte> part) {
+  puppet_.append = [&](const ContextId&, int32_t, int64_t first, PuppetStore::Payloads part) {
     const std::lock_guard lock(mutex);
     EXPECT_EQ(static_cast<size_t>(first) * block_bytes, stored.size());
-    stored.insert(stored.end(), part.begin(), part.end());
-    largest = std::max(largest, part.size());
+    for (const auto payload : part) stored.insert(stored.end(), payload.begin(), payload.end());
+    largest = std::max(largest, part.size() * block_bytes);
     return absl::OkStatus();
   };
   const auto block = [&](int64_t index) {
     return std::span<const std::byte>(stored).subspan(static_cast<size_t>(index) * block_bytes,
                                                       block_bytes);
   };
-  puppet_.fetch = [&](ContextId, int32_t, std::span<const int64_t> blocks) {
+  puppet_.fetch = [&](const ContextId&, int32_t, std::span<const int64_t> blocks) {
     PuppetStore::Blocks handles;
     for (const int64_t index : blocks) handles.emplace_back(block(index), nullptr);
     return handles;
   };
-  puppet_.select = [&](ContextId, int32_t, const memstore::SelectRequest& request) {
-    memstore::Selection selection;
+  puppet_.select = [&](const memstore::SelectRequest& request) {
+    std::vector<memstore::Selection> selections(1);
+    const std::span<const int64_t> have = request.queries[0].have;
     for (int64_t i = 0; i < kBlocks; ++i) {
-      selection.blocks.push_back({.index = i, .score = 1, .kv_heads = ~uint64_t{0}});
-      if (!std::binary_search(request.have.begin(), request.have.end(), i)) {
-        selection.blocks.back().block = memstore::BlockHandle(block(i), nullptr);
+      selections[0].blocks.push_back({.index = i, .score = 1});
+      if (!std::binary_search(have.begin(), have.end(), i)) {
+        selections[0].blocks.back().block = memstore::BlockHandle(block(i), nullptr);
       }
     }
-    return selection;
+    return selections;
   };
   const auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
-  ASSERT_OK(store->Append(kContext, 1, 0, payloads));
+  ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
+  std::vector<std::span<const std::byte>> parts;
+  for (int64_t i = 0; i < kBlocks; ++i) {
+    parts.push_back(std::span(payloads).subspan(static_cast<size_t>(i) * block_bytes, block_bytes));
+  }
+  ASSERT_OK(store->Append(kContext, 1, 0, parts));
   {
     const std::lock_guard lock(mutex);
     EXPECT_EQ(stored, payloads);
@@ -251,8 +265,7 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
     EXPECT_TRUE(std::ranges::equal(fetched[static_cast<size_t>(i)].payload(), block(all[i])));
   }
   const std::vector<int64_t> have = {0, 7, 39};
-  ASSERT_OK_AND_ASSIGN(const memstore::Selection selection,
-                       store->Select(kContext, 1, {.query = query_, .k = kBlocks, .have = have}));
+  ASSERT_OK_AND_ASSIGN(const memstore::Selection selection, Select(*store, 1, kBlocks, have));
   ASSERT_EQ(selection.blocks.size(), all.size());
   for (const memstore::SelectedBlock& selected : selection.blocks) {
     const bool had = std::ranges::binary_search(have, selected.index);
@@ -262,49 +275,14 @@ TEST_F(RemoteStoreTest, LargeBatchesTravelInBoundedMessages) {
   Stop();
 }
 
-TEST_F(RemoteStoreTest, AMaskThatIsNoAnswerToTheQuestionIsRefused) {
-  const std::vector<std::byte> payload(kGeometry.payload_bytes());
-  const auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
-  struct Row {
-    bool per_kv_head;
-    uint64_t kv_heads;
-    bool accepted;
-  };
-  for (const Row& row :
-       {Row{false, ~uint64_t{0}, true}, Row{false, 0b1111, false}, Row{false, 0, false},
-        Row{true, 0b0001, true}, Row{true, 0b1111, true}, Row{true, 0, false},
-        Row{true, 0b10001, false}, Row{true, ~uint64_t{0}, false}}) {
-    puppet_.select = [&](ContextId, int32_t, const memstore::SelectRequest& request) {
-      EXPECT_EQ(request.per_kv_head, row.per_kv_head);
-      memstore::Selection selection;
-      selection.blocks.push_back({.index = 3,
-                                  .score = 1,
-                                  .kv_heads = row.kv_heads,
-                                  .block = memstore::BlockHandle(payload, nullptr)});
-      return selection;
-    };
-    const auto selection =
-        store->Select(kContext, 0, {.query = query_, .k = 1, .per_kv_head = row.per_kv_head});
-    if (row.accepted) {
-      ASSERT_OK(selection);
-      EXPECT_EQ(selection->blocks[0].kv_heads, row.kv_heads);
-    } else {
-      EXPECT_THAT(selection, StatusIs(absl::StatusCode::kDataLoss,
-                                      AllOf(HasSubstr("block 3"), HasSubstr("KV heads"))));
-    }
-  }
-  Stop();
-}
-
 // A daemon of another version, say. Its checksum is right.
 TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
   struct Describer final : pb::MemoryStore::Service {
-    grpc::Status Describe(grpc::ServerContext*, const pb::DescribeRequest* request,
+    grpc::Status Describe(grpc::ServerContext*, const pb::DescribeRequest*,
                           pb::DescribeResponse* response) override {
       const std::lock_guard lock(mutex_);
       *response->mutable_geometry() = geometry_;
-      response->set_crc32c(wire::IdsChecksum({request->context()}, geometry_));
+      response->set_crc32c(wire::DescribeChecksum(kContext, geometry_));
       return grpc::Status::OK;
     }
     grpc::Status Stats(grpc::ServerContext*, const pb::StatsRequest*, pb::StatsResponse*) override {
@@ -332,18 +310,12 @@ TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
     change(geometry);
     describer.set_geometry(geometry);
     EXPECT_THAT((*store)->Publish(kContext, 0, 0, query_),
-                StatusIs(absl::StatusCode::kDataLoss, HasSubstr(std::string(text))));
+                StatusIs(absl::StatusCode::kInternal, HasSubstr(std::string(text))));
   };
   refused([](auto& g) { g.set_dtype(pb::DType(3)); }, "geometry.dtype is 3");
   refused([](auto& g) { g.set_representative(pb::RepresentativeKind(4)); },
           "geometry.representative is 4");
   refused([](auto& g) { g.set_kv_heads(0); }, "kv_heads is 0");
-  refused(
-      [](auto& g) {
-        g.set_representative(pb::REPRESENTATIVE_KIND_KEYS);
-        g.set_repr_top_k(1 << 30);
-      },
-      "repr_top_k is 1073741824");
   refused(
       [](auto& g) {
         g.set_q_heads(std::numeric_limits<int32_t>::max());
@@ -358,12 +330,12 @@ TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
 }
 
 TEST_F(RemoteStoreTest, AMessageAboveTheLimitIsRefusedWithBothSizes) {
-  puppet_.append = [](auto...) { return absl::OkStatus(); };
-  ASSERT_OK(Connect()->Create({.geometry = kGeometry}));
+  puppet_.append = [](auto&&...) { return absl::OkStatus(); };
+  ASSERT_OK(Connect()->Create(kContext, {.geometry = kGeometry}));
   const auto stub =
       pb::MemoryStore::NewStub(grpc::CreateChannel(target(), grpc::InsecureChannelCredentials()));
   pb::AppendRequest request;
-  request.set_context(static_cast<uint64_t>(kContext));
+  request.set_context(wire::ToProto(kContext));
   request.mutable_payloads()->resize(wire::kMaxMessageBytes + 1);
   pb::AppendResponse response;
   grpc::ClientContext context;
@@ -377,16 +349,16 @@ TEST_F(RemoteStoreTest, FetchStopsReadingWhenTheCallerGoes) {
   const std::vector<std::byte> payload(kGeometry.payload_bytes());
   std::atomic<int> fetched = 0;
   std::latch done(1);
-  puppet_.fetch = [&](ContextId, int32_t, std::span<const int64_t> blocks) {
+  puppet_.fetch = [&](const ContextId&, int32_t, std::span<const int64_t> blocks) {
     fetched += static_cast<int>(blocks.size());
     return PuppetStore::Blocks(blocks.size(), memstore::BlockHandle(payload, nullptr));
   };
-  ASSERT_OK(Connect()->Create({.geometry = kGeometry}));
+  ASSERT_OK(Connect()->Create(kContext, {.geometry = kGeometry}));
   {
     const auto channel = grpc::CreateChannel(target(), grpc::InsecureChannelCredentials());
     const auto stub = pb::MemoryStore::NewStub(channel);
     pb::FetchRequest request;
-    request.set_context(static_cast<uint64_t>(kContext));
+    request.set_context(wire::ToProto(kContext));
     for (int i = 0; i < kBlocks; ++i) request.add_blocks(i);
     grpc::ClientContext context;
     const auto reader = stub->Fetch(&context, request);
@@ -407,7 +379,7 @@ TEST_F(RemoteStoreTest, CallWaitsForRoomThatTransfersTake) {
   const auto pinned = std::make_shared<std::atomic<int>>(0);
   std::latch sending(1), refused(1);
   std::once_flag sending_once, refused_once;
-  puppet_.fetch = [&](ContextId, int32_t layer,
+  puppet_.fetch = [&](const ContextId&, int32_t layer,
                       std::span<const int64_t> blocks) -> absl::StatusOr<PuppetStore::Blocks> {
     if (layer == kOtherLayer && *pinned > 0) {
       std::call_once(refused_once, [&] { refused.count_down(); });
@@ -423,13 +395,13 @@ TEST_F(RemoteStoreTest, CallWaitsForRoomThatTransfersTake) {
     return handles;
   };
   const auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
 
   // 128 MiB to a client that does not read: far more than any window of the transport.
   const auto stub =
       pb::MemoryStore::NewStub(grpc::CreateChannel(target(), grpc::InsecureChannelCredentials()));
   pb::FetchRequest request;
-  request.set_context(static_cast<uint64_t>(kContext));
+  request.set_context(wire::ToProto(kContext));
   request.set_layer(kSlowLayer);
   for (int i = 0; i < 256; ++i) request.add_blocks(i);
   grpc::ClientContext context;
@@ -447,25 +419,26 @@ TEST_F(RemoteStoreTest, CallWaitsForRoomThatTransfersTake) {
 
 TEST_F(RemoteStoreTest, ContextsMadeByAnotherClientAreKnown) {
   const auto first = Connect();
-  ASSERT_OK(first->Create({.geometry = kGeometry}));
+  ASSERT_OK(first->Create(kContext, {.geometry = kGeometry}));
   const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{5});
-  puppet_.fetch = [&](ContextId, int32_t, std::span<const int64_t> blocks) {
+  puppet_.fetch = [&](const ContextId&, int32_t, std::span<const int64_t> blocks) {
     return PuppetStore::Blocks(blocks.size(), OwnedBlock(payload));
   };
   const auto second = Connect();
   const std::vector<int64_t> blocks = {3};
   ASSERT_OK_AND_ASSIGN(const PuppetStore::Blocks fetched, second->Fetch(kContext, 0, blocks));
   EXPECT_TRUE(std::ranges::equal(fetched[0].payload(), payload));
-  EXPECT_THAT(second->Fetch(ContextId{1}, 0, blocks),
-              StatusIs(absl::StatusCode::kNotFound, HasSubstr("context 1 ")));
+  EXPECT_THAT(second->Fetch(ContextId{.hi = 1, .lo = 2}, 0, blocks),
+              StatusIs(absl::StatusCode::kNotFound,
+                       HasSubstr("context 00000000000000010000000000000002 ")));
   Stop();
 }
 
 TEST_F(RemoteStoreTest, BlockOutlivesTheConnection) {
   const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{5});
-  puppet_.fetch = [&](auto...) { return PuppetStore::Blocks(1, OwnedBlock(payload)); };
+  puppet_.fetch = [&](auto&&...) { return PuppetStore::Blocks(1, OwnedBlock(payload)); };
   auto store = Connect();
-  ASSERT_OK(store->Create({.geometry = kGeometry}));
+  ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
   const std::vector<int64_t> blocks = {3};
   ASSERT_OK_AND_ASSIGN(const PuppetStore::Blocks fetched, store->Fetch(kContext, 0, blocks));
   store.reset();

@@ -23,11 +23,13 @@ class OpenStoreTest : public ::testing::Test {
  protected:
   // Twice the RAM tier; all of it comes back.
   void FillTwice(memstore::MemoryStore& store, int64_t ram_bytes) {
-    ASSERT_OK_AND_ASSIGN(const memstore::ContextId id, store.Create({.geometry = kGeometry}));
+    const memstore::ContextId id = memstore::NewContextId();
+    ASSERT_OK(store.Create(id, {.geometry = kGeometry}));
     const int64_t blocks = 2 * ram_bytes / static_cast<int64_t>(kGeometry.payload_bytes());
     for (int64_t i = 0; i < blocks; ++i) {
       const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte(i + 1));
-      ASSERT_OK(store.Append(id, 0, i, payload));
+      const std::span<const std::byte> block = payload;
+      ASSERT_OK(store.Append(id, 0, i, {&block, 1}));
     }
     for (int64_t i = 0; i < blocks; ++i) {
       ASSERT_OK_AND_ASSIGN(const auto handles, store.Fetch(id, 0, {&i, 1}));

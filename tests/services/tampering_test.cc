@@ -8,12 +8,14 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "services/memstore/memory_store_service.h"
 #include "services/memstore/remote_store.h"
+#include "tests/services/fake_retry_clock.h"
 #include "tests/services/puppet_store.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
@@ -34,7 +36,7 @@ constexpr memstore::Geometry kGeometry = {.layers = 2,
                                           .head_dim = 2,
                                           .block_tokens = 2,
                                           .dtype = kernels::DType::kF32};
-constexpr ContextId kContext{41};
+constexpr ContextId kContext{.hi = 41, .lo = 42}, kFork{.hi = 43, .lo = 44};
 
 enum class Direction { kNone, kRequest, kResponse };
 
@@ -50,9 +52,16 @@ class Tampering {
     const std::lock_guard lock(mutex_);
     return direction == direction_;
   }
+  // Of the next message only.
+  void SetOnce(Direction direction, size_t bit) {
+    Set(direction, bit);
+    const std::lock_guard lock(mutex_);
+    once_ = true;
+  }
   // Flips the bit if `bytes` has it.
   void Apply(std::string* bytes) {
     const std::lock_guard lock(mutex_);
+    if (std::exchange(once_, false)) direction_ = Direction::kNone;
     bits_seen_ = bytes->size() * 8;
     if (bit_ < bits_seen_) (*bytes)[bit_ / 8] ^= static_cast<char>(1 << (bit_ % 8));
   }
@@ -77,6 +86,7 @@ class Tampering {
   size_t bit_ = 0;
   size_t bits_seen_ = 0;
   bool harmless_ = false;
+  bool once_ = false;
 };
 
 class Tamperer final : public grpc::experimental::Interceptor {
@@ -129,26 +139,28 @@ class TampererFactory final : public grpc::experimental::ServerInterceptorFactor
 class TamperingTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    puppet_.create = [](const memstore::ContextOptions&) { return kContext; };
-    puppet_.fork = [](ContextId parent) { return ContextId{static_cast<uint64_t>(parent) + 1}; };
-    puppet_.append = [this](auto...) { return Wrote(); };
-    puppet_.publish = [this](auto...) { return Wrote(); };
-    puppet_.fetch = [this](ContextId, int32_t, std::span<const int64_t> blocks) {
+    puppet_.create = [this](auto&&...) { return Wrote(); };
+    puppet_.fork = [this](auto&&...) { return Wrote(); };
+    puppet_.append = [this](auto&&...) { return Wrote(); };
+    puppet_.publish = [this](auto&&...) { return Wrote(); };
+    puppet_.fetch = [this](const ContextId&, int32_t, std::span<const int64_t> blocks) {
       PuppetStore::Blocks handles;
       for (const int64_t index : blocks) handles.push_back(Block(index));
       return handles;
     };
-    puppet_.select = [this](ContextId, int32_t, const memstore::SelectRequest& request) {
-      memstore::Selection selection;
-      for (int64_t i = 0; i < request.k; ++i) {
-        selection.blocks.push_back({.index = 3 * i,
-                                    .score = 0.25f * static_cast<float>(i),
-                                    .kv_heads = request.per_kv_head ? 1 : ~uint64_t{0}});
-        if (!std::binary_search(request.have.begin(), request.have.end(), 3 * i)) {
-          selection.blocks.back().block = Block(3 * i);
+    puppet_.select = [this](const memstore::SelectRequest& request) {
+      std::vector<memstore::Selection> selections;
+      for (const memstore::SelectQuery& query : request.queries) {
+        memstore::Selection& selection = selections.emplace_back();
+        if (query.k == 0) selection.status = absl::OutOfRangeError("x");
+        for (int64_t i = 0; i < query.k; ++i) {
+          selection.blocks.push_back({.index = 3 * i, .score = 0.25f * static_cast<float>(i)});
+          if (!std::binary_search(query.have.begin(), query.have.end(), 3 * i)) {
+            selection.blocks.back().block = Block(3 * i);
+          }
         }
       }
-      return selection;
+      return selections;
     };
 
     service_ = NewMemoryStoreService(puppet_, gate_);
@@ -161,10 +173,14 @@ class TamperingTest : public ::testing::Test {
     builder.experimental().SetInterceptorCreators(std::move(factories));
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
-    auto store = ConnectRemoteStore(address, RemoteStoreOptions());
+    auto store =
+        ConnectRemoteStore(address, {.retry = {.unavailable_patience = absl::ZeroDuration(),
+                                               .exhausted_patience = absl::ZeroDuration(),
+                                               .damaged_patience = absl::ZeroDuration()}});
     ASSERT_OK(store);
     store_ = *std::move(store);
-    ASSERT_OK(store_->Create({.model = {.hi = 1, .lo = 2}, .geometry = kGeometry}));
+    ASSERT_OK(store_->Create(kFork, {.geometry = kGeometry}));
+    ASSERT_OK(store_->Create(kContext, {.model = {.hi = 1, .lo = 2}, .geometry = kGeometry}));
   }
   void TearDown() override { server_->Shutdown(); }
 
@@ -201,22 +217,23 @@ class TamperingTest : public ::testing::Test {
 
   const TempDir dir_;
   Tampering tampering_;
+  ::infllm::testing::FakeRetryClock clock_;
   PuppetStore puppet_;
   CallGate gate_;
   std::atomic<int> writes_ = 0;
   std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<memstore::MemoryStore> store_;
+  std::unique_ptr<RemoteStore> store_;
 
   const std::vector<float> query_ = {1, 2, 3, 4};
   const std::vector<int64_t> have_ = {3, 100};
+  // One with blocks that the caller has, one of a fork, and one that fails.
+  const std::vector<memstore::SelectQuery> queries_ = {
+      {.context = kContext, .query = query_, .k = 3, .end_block = 100, .have = have_},
+      {.context = kFork, .query = query_, .k = 2},
+      {.context = kContext, .query = query_, .k = 0}};
   const std::function<absl::Status()> select_ = [this] {
-    return store_->Select(kContext, 1, {.query = query_, .k = 3, .have = have_}).status();
-  };
-  const std::function<absl::Status()> select_per_kv_head_ = [this] {
-    return store_
-        ->Select(kContext, 1, {.query = query_, .k = 3, .per_kv_head = true, .have = have_})
-        .status();
+    return store_->Select({.layer = 1, .queries = queries_}).status();
   };
   const std::vector<int64_t> wanted_ = {5, 2};
   const std::function<absl::Status()> fetch_ = [this] {
@@ -226,34 +243,38 @@ class TamperingTest : public ::testing::Test {
 
 using ::testing::ElementsAre;
 using ::testing::Key;
+using ::testing::UnorderedElementsAre;
 
 TEST_F(TamperingTest, SelectedBlocks) {
-  // Also the indices, scores and KV heads of the blocks that travel without payload.
-  for (const auto& select : {select_, select_per_kv_head_}) {
-    EXPECT_THAT(FlipEveryBit(Direction::kResponse, select),
-                ElementsAre(Key(absl::StatusCode::kDataLoss)));
-    EXPECT_THAT(select(), ::infllm::testing::IsOk());
-  }
+  // Also indices and scores of the blocks that travel without payload, and errors of queries. A
+  // flipped tag makes an answer that lacks something.
+  const auto codes = FlipEveryBit(Direction::kResponse, select_);
+  EXPECT_THAT(codes, UnorderedElementsAre(Key(absl::StatusCode::kDataLoss),
+                                          Key(absl::StatusCode::kInternal)));
+  EXPECT_GT(codes.at(absl::StatusCode::kDataLoss), 20 * codes.at(absl::StatusCode::kInternal));
+  EXPECT_THAT(select_(), ::infllm::testing::IsOk());
 }
 
 TEST_F(TamperingTest, FetchedBlocks) {
-  EXPECT_THAT(FlipEveryBit(Direction::kResponse, fetch_),
-              ElementsAre(Key(absl::StatusCode::kDataLoss)));
+  EXPECT_THAT(
+      FlipEveryBit(Direction::kResponse, fetch_),
+      UnorderedElementsAre(Key(absl::StatusCode::kDataLoss), Key(absl::StatusCode::kInternal)));
 }
 
 TEST_F(TamperingTest, QueriesAndFetchRequests) {
   FlipEveryBit(Direction::kRequest, select_);
-  FlipEveryBit(Direction::kRequest, select_per_kv_head_);
   FlipEveryBit(Direction::kRequest, fetch_);
 }
 
 TEST_F(TamperingTest, AppendedBlocksAreNotStored) {
-  const std::vector<std::byte> payloads(3 * kGeometry.payload_bytes(), std::byte{9});
+  const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{9});
+  const std::vector<std::span<const std::byte>> payloads(3, payload);
   const auto codes =
       FlipEveryBit(Direction::kRequest, [&] { return store_->Append(kContext, 1, 7, payloads); });
   EXPECT_EQ(writes_, 0);
   // Every flip in a payload; others make the message invalid in another way first.
-  EXPECT_GE(codes.at(absl::StatusCode::kDataLoss), static_cast<int>(payloads.size()) * 8);
+  EXPECT_GE(codes.at(absl::StatusCode::kDataLoss),
+            static_cast<int>(payloads.size() * payload.size()) * 8);
 }
 
 TEST_F(TamperingTest, RepresentativesAreNotPublished) {
@@ -265,18 +286,33 @@ TEST_F(TamperingTest, RepresentativesAreNotPublished) {
             static_cast<int>(representatives.size() * sizeof(float)) * 8);
 }
 
-TEST_F(TamperingTest, NewContexts) {
-  memstore::Geometry keys = kGeometry;
-  keys.representative = kernels::RepresentativeKind::kKeys;
-  keys.repr_top_k = 2;
+TEST_F(TamperingTest, NothingIsMadeOfADamagedRequest) {
+  const ContextId made = {.hi = 5, .lo = 6};
   const auto create = [&] {
-    return store_->Create({.model = {.hi = 1, .lo = 2}, .geometry = keys}).status();
+    return store_->Create(
+        made, {.tenant = "t", .model = {.hi = 1, .lo = 2}, .recipe = "r", .geometry = kGeometry});
   };
-  const auto fork = [this] { return store_->Fork(kContext).status(); };
-  FlipEveryBit(Direction::kRequest, create);
-  FlipEveryBit(Direction::kResponse, create);
-  FlipEveryBit(Direction::kResponse, fork);
-  FlipEveryBit(Direction::kRequest, fork);
+  EXPECT_THAT(FlipEveryBit(Direction::kRequest, create),
+              ElementsAre(Key(absl::StatusCode::kDataLoss)));
+  EXPECT_EQ(writes_, 0);
+  const auto codes =
+      FlipEveryBit(Direction::kRequest, [&] { return store_->Fork(kContext, {.hi = 7, .lo = 8}); });
+  EXPECT_GE(codes.at(absl::StatusCode::kDataLoss), 2 * 16 * 8) << "any bit of either context";
+  EXPECT_EQ(writes_, 0);
+}
+
+TEST_F(TamperingTest, DamageOnceIsHealedByARetry) {
+  auto store = ConnectRemoteStore("unix:" + dir_.file("s"), {.clock = &clock_});
+  ASSERT_OK(store);
+  store_ = *std::move(store);
+  for (const Direction direction : {Direction::kRequest, Direction::kResponse}) {
+    tampering_.SetOnce(direction, 200);
+    EXPECT_OK(select_());
+    tampering_.SetOnce(direction, 176);  // of a request: in an index
+    EXPECT_OK(fetch_());
+  }
+  EXPECT_EQ(store_->Retries().damaged, 4);
+  EXPECT_EQ(store_->Retries().retries, 4);
 }
 
 TEST_F(TamperingTest, IsCounted) {
@@ -284,7 +320,8 @@ TEST_F(TamperingTest, IsCounted) {
   tampering_.Set(Direction::kResponse, 80);
   EXPECT_THAT(fetch_(), StatusIs(absl::StatusCode::kDataLoss));
   tampering_.Set(Direction::kRequest, 80);
-  const std::vector<std::byte> payloads(3 * kGeometry.payload_bytes(), std::byte{9});
+  const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{9});
+  const std::vector<std::span<const std::byte>> payloads(3, payload);
   EXPECT_THAT(store_->Append(kContext, 1, 7, payloads), StatusIs(absl::StatusCode::kDataLoss));
   tampering_.Set(Direction::kNone, 0);
   ASSERT_OK_AND_ASSIGN(const memstore::StoreStats after, store_->Stats());
