@@ -35,16 +35,16 @@ struct BackendUnderTest {
   std::string name;
   // UNAVAILABLE: not on this machine, the message says why; the suite is skipped with it.
   std::function<absl::StatusOr<std::unique_ptr<Backend>>(kernels::ThreadPool&)> make;
-  // Ops (names as in kernels/ops.h, and PackWeight) that it does not have yet. Their tests skip, saying so;
-  // BackendContract checks that each returns UNIMPLEMENTED, and that no other op does.
+  // Ops (names as in kernels/ops.h, and PackWeight) that it does not have yet. Their tests skip,
+  // saying so; BackendContract checks that each returns UNIMPLEMENTED, and that no other op does.
   std::vector<std::string_view> missing;
 };
 inline void PrintTo(const BackendUnderTest& backend, std::ostream* os) { *os << backend.name; }
 
 inline std::vector<BackendUnderTest> BackendsUnderTest() {
-  const std::vector<std::string_view> selection = {"Representatives", "MeanQueries", "ScoreBlocks",
-                                                   "TopK",            "LookUpBlocks", "Sample",
-                                                   "LogProbs"};
+  const std::vector<std::string_view> selection = {
+      "Representatives", "MeanQueries", "ScoreBlocks", "TopK",
+      "LookUpBlocks",    "Sample",      "LogProbs"};
   std::vector<BackendUnderTest> all;
   all.push_back({"reference", [](kernels::ThreadPool&) { return kernels::NewReferenceBackend(); },
                  selection});
@@ -65,7 +65,8 @@ inline std::vector<BackendUnderTest> BackendsUnderTest() {
   std::vector<std::string_view> no_kernel = {"PackWeight", "Linear",         "SiluMul",
                                              "GatherRows", "RotateAndStore", "Attention"};
   no_kernel.insert(no_kernel.end(), selection.begin(), selection.end());
-  all.push_back({"cuda", [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); }, no_kernel});
+  all.push_back(
+      {"cuda", [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); }, no_kernel});
   return all;
 }
 
