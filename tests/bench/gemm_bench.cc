@@ -35,8 +35,9 @@ namespace {
 using kernels::Backend;
 using kernels::DType;
 using kernels::Isa;
-using kernels::PackedWeight;
 using kernels::ThreadPool;
+using kernels::Weight;
+using kernels::WeightSource;
 
 constexpr double kMinSeconds = 0.2;
 // The two sides of a comparison take turns, so that a busy spell of the machine hits both.
@@ -126,19 +127,20 @@ class Ours {
         x_(rows * shape.in, 0.25f),
         y_(rows * shape.out) {
     const std::vector<float> values(shape.in * shape.out, 0.5f);
-    const Backend::WeightSource source = {values.data(), DType::kF32, shape.out};
+    const WeightSource source = {values.data(), DType::kF32, shape.out};
     weight_ = backend_->PackWeight({&source, 1}, shape.in, dtype).value();
   }
   void operator()() {
-    ok_ &=
-        backend_->Linear({.x = x_.data(), .weight = weight_.get(), .y = y_.data(), .rows = rows_})
-            .ok();
+    ok_ &= backend_
+               ->Linear(Backend::kMainStream,
+                        {.x = x_.data(), .weight = weight_.packed, .y = y_.data(), .rows = rows_})
+               .ok();
   }
   bool ok() const { return ok_; }
 
  private:
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<PackedWeight> weight_;
+  Weight weight_;
   int64_t rows_;
   std::vector<float> x_, y_;
   bool ok_ = true;
