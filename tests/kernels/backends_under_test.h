@@ -59,11 +59,11 @@ inline std::vector<BackendUnderTest> BackendsUnderTest() {
          },
          {}});
   }
-  all.push_back(
-      {"cuda",
-       [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
-       {"PackWeight", "Linear", "Rope", "SiluMul", "CopyColumns", "StorePage", "RotatePage",
-        "Attention", "Representatives", "MeanQuery", "ScoreBlocks", "TopK"}});
+  all.push_back({"cuda",
+                 [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
+                 {"PackWeight", "Linear", "SiluMul", "GatherRows", "RotateAndStore", "Attention",
+                  "Representatives", "MeanQueries", "ScoreBlocks", "TopK", "LookUpBlocks", "Sample",
+                  "LogProbs"}});
   return all;
 }
 
@@ -110,12 +110,16 @@ class DeviceArray {
     std::vector<T> guarded = values;
     guarded.resize(size_ + kGuards, Guard());
     buffer_ = backend.Allocate(guarded.size() * sizeof(T)).value();
-    EXPECT_OK(backend.Upload(buffer_.data(), guarded.data(), guarded.size() * sizeof(T)));
+    EXPECT_OK(backend.Copy(Backend::kMainStream, buffer_.data(), guarded.data(),
+                           guarded.size() * sizeof(T)));
+    EXPECT_OK(backend.Synchronize(Backend::kMainStream));
   }
   T* data() const { return buffer_.as<T>(); }
   std::vector<T> Get() const {
     std::vector<T> values(size_ + kGuards);
-    EXPECT_OK(backend_.Download(values.data(), buffer_.data(), values.size() * sizeof(T)));
+    EXPECT_OK(backend_.Copy(Backend::kMainStream, values.data(), buffer_.data(),
+                            values.size() * sizeof(T)));
+    EXPECT_OK(backend_.Synchronize(Backend::kMainStream));
     for (size_t i = size_; i < values.size(); ++i) {
       EXPECT_EQ(values[i], Guard()) << "written " << i - size_ << " elements behind the end";
     }
