@@ -1,6 +1,7 @@
 #include "kernels/cpu/attention_plan.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace infllm::kernels {
 namespace {
@@ -12,102 +13,139 @@ constexpr int64_t kMinTilesPerSplit = 4;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Offsets [begin, end) of the keys of `segment` that one of the tokens [first, last] sees.
-struct Offsets {
+bool SeenByAll(const AttentionArgs& args, KeySource source) {
+  return source == KeySource::kBlock || (source == KeySource::kFar && args.far_unmasked);
+}
+
+// Keys [begin, end) of an entry, counted from its first.
+struct Keys {
   int64_t begin = 0;
   int64_t end = 0;
 };
-Offsets VisibleKeys(const AttentionArgs& args, const KvSegment& segment, bool far, int64_t first,
-                    int64_t last) {
-  if (far && args.far_unmasked) return {0, segment.tokens};
-  const int64_t start = segment.position - args.first_position;
-  if (far) return {0, std::clamp<int64_t>(last - args.window + 1 - start, 0, segment.tokens)};
-  const int64_t begin = std::clamp<int64_t>(first - args.window + 1 - start, 0, segment.tokens);
-  return {begin, std::clamp<int64_t>(last + 1 - start, begin, segment.tokens)};
+// Those that one of the tokens [first, last] sees.
+Keys VisibleKeys(const AttentionArgs& args, int64_t first_position, KeySource source,
+                 int64_t position, int64_t count, int64_t first, int64_t last) {
+  if (SeenByAll(args, source)) return {0, count};
+  const int64_t start = position - first_position;
+  if (source == KeySource::kFar) {
+    return {0, std::clamp<int64_t>(last - args.window + 1 - start, 0, count)};
+  }
+  const int64_t begin = std::clamp<int64_t>(first - args.window + 1 - start, 0, count);
+  return {begin, std::clamp<int64_t>(last + 1 - start, begin, count)};
 }
 
-bool SeesAll(const AttentionArgs& args, bool far, int64_t position, int64_t first, int64_t last) {
-  const TokenRange range = VisibleTo(args, far, position);
-  return range.first <= first && range.end > last;
-}
+// Multiply-adds, roughly; transposing a key costs as much as some rows.
+int64_t UnitCost(const SpanPlan& plan) { return plan.tiles_per_split * (plan.max_rows + 8); }
 
 }  // namespace
 
-TokenRange VisibleTo(const AttentionArgs& args, bool far, int64_t position) {
-  const int64_t tokens = args.tokens;
-  if (far && args.far_unmasked) return {0, static_cast<int32_t>(tokens)};
-  const int64_t start = position - args.first_position;
+TokenRange VisibleTo(const AttentionArgs& args, const AttentionSpan& span, KeySource source,
+                     int64_t position) {
+  const int64_t rows = span.rows;
+  if (SeenByAll(args, source)) return {0, static_cast<int32_t>(rows)};
+  const int64_t start = position - span.first_position;
   // The first token that is `window` or more past the key.
-  const int64_t leaves = std::clamp<int64_t>(start + args.window, 0, tokens);
-  if (far) return {static_cast<int32_t>(leaves), static_cast<int32_t>(tokens)};
-  return {static_cast<int32_t>(std::clamp<int64_t>(start, 0, tokens)),
-          static_cast<int32_t>(leaves)};
+  const int64_t leaves = std::clamp<int64_t>(start + args.window, 0, rows);
+  if (source == KeySource::kFar) return {static_cast<int32_t>(leaves), static_cast<int32_t>(rows)};
+  return {static_cast<int32_t>(std::clamp<int64_t>(start, 0, rows)), static_cast<int32_t>(leaves)};
 }
 
-// Without the segments that are for another KV head than `kv_head`.
-void AttentionPlan::AddTile(const AttentionArgs& args, int64_t kv_head, int64_t first,
-                            int64_t tokens) {
+QueryTile PlanQueryTile(const AttentionArgs& args, const AttentionSpan& span, int64_t first,
+                        int64_t tokens, KeySources sources, std::vector<KeyRun>& runs) {
   QueryTile tile;
   tile.first = first;
   tile.tokens = tokens;
   tile.runs_begin = static_cast<int64_t>(runs.size());
   const int64_t last = first + tokens - 1;
-  int64_t slot = 0;
-  const auto add = [&](std::span<const KvSegment> segments, bool far) {
-    for (size_t i = 0; i < segments.size(); ++i) {
-      const KvSegment& segment = segments[i];
-      if (segment.kv_head >= 0 && segment.kv_head != kv_head) continue;
-      const Offsets keys = VisibleKeys(args, segment, far, first, last);
+  int64_t number = 0;
+  const auto add = [&](const PageEntry* entries, int64_t count, KeySource source) {
+    const int64_t offset = source == KeySource::kBlock ? 0 : args.layer_offset;
+    const auto sees_all = [&](int64_t position) {
+      const TokenRange range = VisibleTo(args, span, source, position);
+      return range.first <= first && range.end > last;
+    };
+    for (int64_t i = 0; i < count; ++i) {
+      const PageEntry& entry = entries[i];
+      const int64_t position = entry.position + entry.first;
+      const Keys keys =
+          VisibleKeys(args, span.first_position, source, position, entry.tokens, first, last);
       if (keys.begin == keys.end) continue;
-      const int64_t position = segment.position;
-      const bool all_visible = SeesAll(args, far, position + keys.begin, first, last) &&
-                               SeesAll(args, far, position + keys.end - 1, first, last);
-      runs.push_back({&segment, static_cast<int64_t>(i), far, all_visible, keys.begin,
-                      keys.end - keys.begin, slot});
-      slot += keys.end - keys.begin;
+      const bool all_visible = sees_all(position + keys.begin) && sees_all(position + keys.end - 1);
+      runs.push_back({entry.page + offset, position + keys.begin, entry.first + keys.begin,
+                      keys.end - keys.begin, number, i, source, all_visible});
+      number += keys.end - keys.begin;
     }
-    return slot;
   };
-  tile.near_end = add(args.near, /*far=*/false);
-  tile.near_tiles = CeilDiv(tile.near_end, kTileKeys);
-  slot = tile.near_tiles * kTileKeys;
-  tile.far_end = add(args.far, /*far=*/true);
-  tile.tiles = CeilDiv(tile.far_end, kTileKeys);
+  const auto start_tile = [&] { number = CeilDiv(number, kTileKeys) * kTileKeys; };
+  if (sources.near) add(span.near, span.near_pages, KeySource::kNear);
+  start_tile();
+  tile.near_end = number / kTileKeys;
+  if (sources.far) add(span.far, span.far_pages, KeySource::kFar);
+  if (args.block_bias != 0) start_tile();
+  tile.blocks_begin = CeilDiv(number, kTileKeys);
+  if (sources.blocks) add(span.blocks, span.block_count, KeySource::kBlock);
+  tile.tiles = CeilDiv(number, kTileKeys);
   tile.runs_end = static_cast<int64_t>(runs.size());
-  max_tiles = std::max(max_tiles, tile.tiles);
-  query_tiles.push_back(tile);
+  return tile;
+}
+
+void AttentionPlan::AddSpan(const AttentionArgs& args, const AttentionSpan& span) {
+  SpanPlan plan;
+  plan.span = &span;
+  plan.first_tile = static_cast<int64_t>(query_tiles.size());
+  const int64_t max_tokens = std::max<int64_t>(kTileRows / heads_per_kv, 1);
+  const int64_t tile_tokens = CeilDiv(span.rows, CeilDiv(span.rows, max_tokens));
+  plan.tile_count = CeilDiv(span.rows, tile_tokens);
+  plan.max_rows = tile_tokens * heads_per_kv;
+  for (int64_t first = 0; first < span.rows; first += tile_tokens) {
+    const int64_t tokens = std::min(tile_tokens, span.rows - first);
+    query_tiles.push_back(PlanQueryTile(args, span, first, tokens, {}, runs));
+    plan.max_tiles = std::max(plan.max_tiles, query_tiles.back().tiles);
+  }
+  plan.splits = 1;
+  if (plan.tile_count == 1) {  // as when decoding: heads alone are too few units of work
+    plan.splits = std::clamp<int64_t>(plan.max_tiles / kMinTilesPerSplit, 1,
+                                      CeilDiv(kMaxSplits, args.page.kv_heads));
+  }
+  plan.tiles_per_split = std::max<int64_t>(CeilDiv(plan.max_tiles, plan.splits), 1);
+  plan.splits = std::max<int64_t>(CeilDiv(plan.max_tiles, plan.tiles_per_split), 1);
+  work += args.page.kv_heads * plan.max_tiles * kTileKeys * args.page.head_dim *
+          (span.rows * heads_per_kv + kRowBlock);
+  spans.push_back(plan);
+}
+
+void AttentionPlan::AddUnits(const AttentionArgs& args) {
+  by_cost_.resize(spans.size());
+  std::iota(by_cost_.begin(), by_cost_.end(), 0);
+  std::sort(by_cost_.begin(), by_cost_.end(), [&](int32_t a, int32_t b) {
+    const int64_t cost_a = UnitCost(spans[static_cast<size_t>(a)]);
+    const int64_t cost_b = UnitCost(spans[static_cast<size_t>(b)]);
+    return cost_a != cost_b ? cost_a > cost_b : a < b;
+  });
+  for (const int32_t span : by_cost_) {
+    const SpanPlan& plan = spans[static_cast<size_t>(span)];
+    // The query tiles of a head follow each other: they read the same keys.
+    for (int32_t kv_head = 0; kv_head < args.page.kv_heads; ++kv_head) {
+      for (int32_t tile = 0; tile < plan.tile_count; ++tile) {
+        for (int32_t split = 0; split < plan.splits; ++split) {
+          units.push_back({span, tile, kv_head, split});
+        }
+      }
+    }
+  }
 }
 
 void AttentionPlan::Build(const AttentionArgs& args) {
   runs.clear();
   query_tiles.clear();
-  heads_per_kv = args.q_heads / args.kv_heads;
-  const auto has_mass = [](const KvSegment& segment) { return segment.mass != nullptr; };
-  track_near = std::any_of(args.near.begin(), args.near.end(), has_mass);
-  track_far =
-      args.far_segment_mass != nullptr || std::any_of(args.far.begin(), args.far.end(), has_mass);
-  per_kv_head = std::any_of(args.far.begin(), args.far.end(),
-                            [](const KvSegment& segment) { return segment.kv_head >= 0; });
-
-  const int64_t max_tokens = std::max<int64_t>(kTileRows / heads_per_kv, 1);
-  tile_count = CeilDiv(args.tokens, max_tokens);
-  const int64_t tile_tokens = CeilDiv(args.tokens, tile_count);
-  tile_count = CeilDiv(args.tokens, tile_tokens);
-  max_rows = tile_tokens * heads_per_kv;
-  max_tiles = 0;
-  for (int64_t kv_head = 0; kv_head < (per_kv_head ? args.kv_heads : 1); ++kv_head) {
-    for (int64_t first = 0; first < args.tokens; first += tile_tokens) {
-      AddTile(args, kv_head, first, std::min(tile_tokens, args.tokens - first));
-    }
+  spans.clear();
+  units.clear();
+  work = 0;
+  heads_per_kv = args.q_heads / args.page.kv_heads;
+  for (int64_t i = 0; i < args.span_count; ++i) {
+    if (args.spans[i].rows > 0) AddSpan(args, args.spans[i]);
   }
-
-  splits = 1;
-  if (tile_count == 1) {  // as when decoding: heads alone are too few units of work
-    splits =
-        std::clamp<int64_t>(max_tiles / kMinTilesPerSplit, 1, CeilDiv(kMaxSplits, args.kv_heads));
-  }
-  tiles_per_split = std::max<int64_t>(CeilDiv(max_tiles, splits), 1);
-  splits = std::max<int64_t>(CeilDiv(max_tiles, tiles_per_split), 1);
+  AddUnits(args);
 }
 
 }  // namespace infllm::kernels

@@ -224,33 +224,34 @@ inline VecF Exponentials(float* p, float max, Span span) {
   return sum;
 }
 
-// Turns scores into e^(s - max), and brings max and sum of the rows up to date. alpha[m] is what
-// the sums so far have to be multiplied with.
+// Turns scores into e^(s + bias - max), and brings max and sum of the rows up to date. alpha[m] is
+// what the sums so far have to be multiplied with.
 template <int M>
-inline void Softmax(const QueryRows& rows, int64_t row, float* p, Span span, float* alpha) {
+inline void Softmax(const QueryRows& rows, int64_t row, float* p, Span span, float bias,
+                    float* alpha) {
   constexpr int kPadded = (kRowBlock + kLanes - 1) / kLanes * kLanes;
-  float finite[kPadded] = {};
+  float shift[kPadded] = {};  // first the best score, then what is taken from the scores
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
-    VecF best = Set(rows.max[row + m]);
+    VecF best = Set(kNegInf);
     for (int64_t v = span.begin; v < span.end; ++v) {
       best = Max(best, Load(p + m * kTileKeys + v * kLanes));
     }
-    finite[m] = ReduceMax(best);
+    shift[m] = ReduceMax(best);
   }
   for (int i = 0; i < kPadded; i += kLanes) {
     const VecF old = Load(rows.max + row + i);
-    const VecF updated = Load(finite + i);
-    const VecF shift = FiniteMax(updated);
-    Store(alpha + i, Exp(old - shift));
-    Store(finite + i, shift);
+    const VecF updated = Max(old, Load(shift + i) + Set(bias));
+    const VecF max = FiniteMax(updated);
+    Store(alpha + i, Exp(old - max));
+    Store(shift + i, max - Set(bias));
     const int here = M - i < kLanes ? M - i : kLanes;
     if (here > 0) StorePartial(rows.max + row + i, updated, here);
   }
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {
     float* sum = rows.sum + (row + m) * kMaxLanes;
-    Store(sum, Load(sum) * Set(alpha[m]) + Exponentials(p + m * kTileKeys, finite[m], span));
+    Store(sum, Load(sum) * Set(alpha[m]) + Exponentials(p + m * kTileKeys, shift[m], span));
   }
 }
 
@@ -304,7 +305,7 @@ void AttendBlock(const KeyTile& tile, const QueryRows& rows, int64_t row, float*
   const Span span = Scores<M>(tile, rows, row, p);
   if (span.begin == span.end) return;
   float alpha[kMaxLanes];
-  Softmax<M>(rows, row, p, span, alpha);
+  Softmax<M>(rows, row, p, span, tile.bias, alpha);
 
   const int64_t stride = PaddedDim(rows.head_dim);
   const int64_t begin = span.begin * kLanes;
@@ -327,7 +328,7 @@ void RescoreBlock(const KeyTile& tile, const QueryRows& rows, int64_t row, const
   const Span span = Scores<M>(tile, rows, row, p);
   for (int m = 0; m < M; ++m) {
     const float shift = max[row + m] == kNegInf ? 0.0f : max[row + m];
-    Exponentials(p + m * kTileKeys, shift, span);
+    Exponentials(p + m * kTileKeys, shift - tile.bias, span);
   }
 }
 
@@ -353,10 +354,8 @@ inline void ForRowBlocks(int64_t rows, const Body& body) {
   }
 }
 
-void Attend(const KeyTile& tile, const QueryRows& rows, float* p, bool keep) {
-  ForRowBlocks(rows.rows, [&]<int M>(int64_t row) {
-    AttendBlock<M>(tile, rows, row, keep ? p + row * kTileKeys : p);
-  });
+void Attend(const KeyTile& tile, const QueryRows& rows, float* p) {
+  ForRowBlocks(rows.rows, [&]<int M>(int64_t row) { AttendBlock<M>(tile, rows, row, p); });
 }
 
 void Rescore(const KeyTile& tile, const QueryRows& rows, const float* max, float* p) {
@@ -400,7 +399,7 @@ inline void FoldVectors(const float* p, const float* weight, int64_t rows, float
     for (int n = 0; n < N; ++n) acc[n] += w * Load(p + r * kTileKeys + n * kLanes);
   }
 #pragma GCC unroll 8
-  for (int n = 0; n < N; ++n) Store(mass + n * kLanes, acc[n]);
+  for (int n = 0; n < N; ++n) Store(mass + n * kLanes, Load(mass + n * kLanes) + acc[n]);
 }
 
 void FoldMass(const float* p, const float* weight, int64_t rows, int64_t keys, float* mass) {
@@ -413,20 +412,9 @@ void FoldMass(const float* p, const float* weight, int64_t rows, int64_t keys, f
   for (; v < vectors; ++v) FoldVectors<1>(p + v * kLanes, weight, rows, mass + v * kLanes);
 }
 
-float AddMass(const float* src, int64_t keys, float* dst) {
-  VecF sum = {};
-  for (int64_t k = 0; k < keys; k += kLanes) {
-    const int here = static_cast<int>(keys - k < kLanes ? keys - k : kLanes);
-    const VecF x = LoadPartial(src + k, here);
-    if (dst != nullptr) StorePartial(dst + k, LoadPartial(dst + k, here) + x, here);
-    sum += x;
-  }
-  return ReduceAdd(sum);
-}
-
 }  // namespace
 
-const AttentionKernels kAttentionKernels = {Pack,    Attend,  Rescore,  RowTotals,
-                                            Rescale, Combine, FoldMass, AddMass};
+const AttentionKernels kAttentionKernels = {Pack,    Attend,  Rescore, RowTotals,
+                                            Rescale, Combine, FoldMass};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -1,5 +1,5 @@
 // The inner loops of CpuAttention, one table per instruction set. Plain data only: this header is
-// also compiled for AVX-512. Nothing here is validated; cpu_attention.cc is the only caller.
+// also compiled for AVX-512. Nothing here is validated.
 //
 // One unit of work is a *query tile* (some tokens of all query heads that share a KV head) against
 // *key tiles* of up to kTileKeys keys. A key tile is transposed once, [head_dim, keys], and then
@@ -32,6 +32,7 @@ struct KeyTile {
   const void* v[kTileKeys];  // likewise
   int32_t first_token[kTileKeys];
   int32_t end_token[kTileKeys];
+  float bias;         // added to the logits
   float* transposed;  // [head_dim, kTileKeys]
   float* value_copy;  // [kTileKeys, PaddedDim(head_dim)]
 
@@ -59,9 +60,8 @@ struct QueryRows {
 struct AttentionKernels {
   // Transposes the keys, makes the values readable as whole vectors of floats, and derives masks.
   void (*pack)(KeyTile& tile, int64_t head_dim, bool bf16);
-  // Folds a packed tile into the rows. p receives e^(s - max) with the max after this tile:
-  // [rows, kTileKeys] if `keep`, else it is scratch of [kRowBlock, kTileKeys].
-  void (*attend)(const KeyTile& tile, const QueryRows& rows, float* p, bool keep);
+  // Folds a packed tile into the rows. p is scratch of [kRowBlock, kTileKeys].
+  void (*attend)(const KeyTile& tile, const QueryRows& rows, float* p);
   // p[rows, kTileKeys] = e^(s - max) for a given max.
   void (*rescore)(const KeyTile& tile, const QueryRows& rows, const float* max, float* p);
   // total[r] = sum of the lanes of sum[r].
@@ -71,10 +71,8 @@ struct AttentionKernels {
   // out[d] = sum over i < n of weight[i] parts[i][d].
   void (*combine)(const float* const* parts, const float* weights, int64_t n, int64_t head_dim,
                   float* out);
-  // mass[k] = sum over r of weight[r] p[r, k], for whole vectors that cover `keys`.
+  // mass[k] += sum over r of weight[r] p[r, k], for whole vectors that cover `keys`.
   void (*fold_mass)(const float* p, const float* weight, int64_t rows, int64_t keys, float* mass);
-  // dst[k] += src[k] unless dst is null; returns the sum of src.
-  float (*add_mass)(const float* src, int64_t keys, float* dst);
 };
 
 namespace generic {

@@ -3,6 +3,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
+#include "kernels/cpu/cpu_attention.h"
 #include "kernels/cpu/cpu_linear.h"
 #include "kernels/cpu/cpu_sample.h"
 #include "kernels/cpu/cpu_select.h"
@@ -100,6 +101,11 @@ class CpuBackend : public HostBackend {
     return absl::OkStatus();
   }
 
+  absl::Status Attention(Stream, const AttentionArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuAttention(pool_, isa_, args);
+    return absl::OkStatus();
+  }
   absl::Status Representatives(Stream, const RepresentativesArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Check(args));
     CpuRepresentatives(pool_, isa_, args);

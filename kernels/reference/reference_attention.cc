@@ -3,30 +3,54 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 namespace infllm::kernels {
 namespace {
 
-double Element(const void* data, DType dtype, int64_t index) {
-  return dtype == DType::kBF16 ? static_cast<float>(static_cast<const BF16*>(data)[index])
-                               : static_cast<const float*>(data)[index];
+double Element(const std::byte* page, DType dtype, int64_t index) {
+  return dtype == DType::kBF16 ? static_cast<float>(reinterpret_cast<const BF16*>(page)[index])
+                               : reinterpret_cast<const float*>(page)[index];
 }
+
+enum class Source { kNear, kFar, kBlock };
 
 // One key of the list that a query attends over.
 struct Key {
-  const KvSegment* segment;
-  size_t index;  // of the segment in near or far
-  bool far;
-  int64_t token;  // within the segment
+  Source source;
+  int64_t entry;          // of the page table
+  const std::byte* page;  // in the layer at hand
+  int64_t slot;
+  int64_t position;
 };
 
-bool Visible(const AttentionArgs& args, const Key& key, int64_t kv_head, int64_t position) {
-  if (key.segment->kv_head >= 0 && key.segment->kv_head != kv_head) return false;
-  const int64_t distance = position - (key.segment->position + key.token);
-  if (!key.far) return distance >= 0 && distance < args.window;
-  return args.far_unmasked || distance >= args.window;
+std::vector<Key> KeysOf(const AttentionArgs& args, const AttentionSpan& span) {
+  std::vector<Key> keys;
+  const auto add = [&](Source source, const PageEntry* entries, int64_t count) {
+    for (int64_t e = 0; e < count; ++e) {
+      const int64_t offset = source == Source::kBlock ? 0 : args.layer_offset;
+      for (int64_t s = entries[e].first; s < entries[e].first + entries[e].tokens; ++s) {
+        keys.push_back({source, e, entries[e].page + offset, s, entries[e].position + s});
+      }
+    }
+  };
+  add(Source::kNear, span.near, span.near_pages);
+  add(Source::kFar, span.far, span.far_pages);
+  add(Source::kBlock, span.blocks, span.block_count);
+  return keys;
+}
+
+bool Visible(const AttentionArgs& args, const Key& key, int64_t position) {
+  const int64_t distance = position - key.position;
+  switch (key.source) {
+    case Source::kNear:
+      return distance >= 0 && distance < args.window;
+    case Source::kFar:
+      return args.far_unmasked || distance >= args.window;
+    case Source::kBlock:
+      return true;
+  }
+  return false;
 }
 
 // In place, over the entries that are not -inf.
@@ -39,180 +63,67 @@ void Softmax(std::vector<double>& x) {
   for (double& value : x) value = sum > 0 ? value / sum : 0;
 }
 
-}  // namespace
-
-void ReferenceAttention(const AttentionArgs& args) {
-  const int64_t dim = args.head_dim;
-  std::vector<Key> keys;
-  for (size_t s = 0; s < args.near.size(); ++s) {
-    for (int64_t i = 0; i < args.near[s].tokens; ++i) keys.push_back({&args.near[s], s, false, i});
-  }
-  for (size_t s = 0; s < args.far.size(); ++s) {
-    for (int64_t i = 0; i < args.far[s].tokens; ++i) keys.push_back({&args.far[s], s, true, i});
-  }
-  std::vector<double> far_mass(args.far.size());
+void Attend(const AttentionArgs& args, const AttentionSpan& span) {
+  const PageShape& page = args.page;
+  const int64_t dim = page.head_dim;
+  const std::vector<Key> keys = KeysOf(args, span);
   std::vector<double> p(keys.size()), mass(keys.size());
+  std::vector<double> block_mass(static_cast<size_t>(span.block_count));
   for (int64_t h = 0; h < args.q_heads; ++h) {
-    const int64_t kv_head = h / (args.q_heads / args.kv_heads);
-    const auto element = [&](const void* base, const Key& key, int64_t d) {
-      const int64_t index = kv_head * key.segment->head_stride + key.token * dim + d;
-      return Element(base, args.kv_dtype, index);
+    const int64_t kv_head = h / (args.q_heads / page.kv_heads);
+    const auto k = [&](const Key& key, int64_t d) {
+      const bool rotated =
+          key.source == Source::kNear || (key.source == Source::kFar && args.far_rotated);
+      const int64_t at =
+          rotated ? page.rotated_key(kv_head, key.slot) : page.key(kv_head, key.slot);
+      return Element(key.page, page.dtype, at + d);
+    };
+    const auto v = [&](const Key& key, int64_t d) {
+      return Element(key.page, page.dtype, page.value(kv_head, key.slot) + d);
     };
     std::fill(mass.begin(), mass.end(), 0.0);
-    for (int64_t t = 0; t < args.tokens; ++t) {
-      const int64_t row = (t * args.q_heads + h) * dim;
+    for (int64_t t = 0; t < span.rows; ++t) {
+      const int64_t row = ((span.first_row + t) * args.q_heads + h) * dim;
       for (size_t j = 0; j < keys.size(); ++j) {
         p[j] = -std::numeric_limits<double>::infinity();
-        if (!Visible(args, keys[j], kv_head, args.first_position + t)) continue;
-        const float* q = (keys[j].far ? args.q_far : args.q_near) + row;
+        if (!Visible(args, keys[j], span.first_position + t)) continue;
+        const auto* q =
+            static_cast<const float*>(keys[j].source == Source::kNear ? args.q_near : args.q_far);
         p[j] = 0;
-        for (int64_t d = 0; d < dim; ++d) p[j] += q[d] * element(keys[j].segment->k, keys[j], d);
+        for (int64_t d = 0; d < dim; ++d) p[j] += q[row + d] * k(keys[j], d);
         p[j] *= args.scale;
+        if (keys[j].source == Source::kBlock) p[j] += args.block_bias;
       }
       Softmax(p);
       for (int64_t d = 0; d < dim; ++d) {
         double sum = 0;
         for (size_t j = 0; j < keys.size(); ++j) {
-          if (p[j] > 0) sum += p[j] * element(keys[j].segment->v, keys[j], d);
+          if (p[j] > 0) sum += p[j] * v(keys[j], d);
         }
-        args.out[row + d] = static_cast<float>(sum);
+        static_cast<float*>(args.out)[row + d] = static_cast<float>(sum);
       }
       for (size_t j = 0; j < keys.size(); ++j) mass[j] += p[j];
     }
     for (size_t j = 0; j < keys.size(); ++j) {
-      const KvSegment& segment = *keys[j].segment;
-      if (segment.mass != nullptr) {
-        segment.mass[h * segment.mass_stride + keys[j].token] += static_cast<float>(mass[j]);
-      }
-      if (keys[j].far) far_mass[keys[j].index] += mass[j];
+      const Key& key = keys[j];
+      if (key.source == Source::kBlock) block_mass[static_cast<size_t>(key.entry)] += mass[j];
+      if (key.source != Source::kNear || span.near_mass == nullptr) continue;
+      float* of_page = span.near_mass[key.entry];
+      if (of_page == nullptr) continue;
+      of_page += args.mass_layer_offset / static_cast<int64_t>(sizeof(float));
+      of_page[h * page.page_tokens + key.slot] += static_cast<float>(mass[j]);
     }
   }
-  if (args.far_segment_mass == nullptr) return;
-  for (size_t s = 0; s < far_mass.size(); ++s) {
-    args.far_segment_mass[s] += static_cast<float>(far_mass[s]);
+  if (span.block_mass == nullptr) return;
+  for (int64_t b = 0; b < span.block_count; ++b) {
+    span.block_mass[b] = static_cast<float>(block_mass[static_cast<size_t>(b)]);
   }
-}
-
-void ReferenceRepresentatives(const RepresentativeArgs& args) {
-  const auto key = [&](int64_t kv_head, int64_t token, int64_t d) {
-    return Element(args.k, args.kv_dtype, kv_head * args.head_stride + token * args.head_dim + d);
-  };
-  const auto out = [&](int64_t slot, int64_t heads, int64_t head, int64_t d) -> float& {
-    return args.out[(slot * heads + head) * args.head_dim + d];
-  };
-  if (args.kind == RepresentativeKind::kBounds) {
-    for (int64_t g = 0; g < args.kv_heads; ++g) {
-      for (int64_t d = 0; d < args.head_dim; ++d) {
-        double least = key(g, 0, d), largest = least;
-        for (int64_t t = 1; t < args.block_tokens; ++t) {
-          least = std::min(least, key(g, t, d));
-          largest = std::max(largest, key(g, t, d));
-        }
-        out(0, args.kv_heads, g, d) = static_cast<float>(least);
-        out(1, args.kv_heads, g, d) = static_cast<float>(largest);
-      }
-    }
-    return;
-  }
-  std::vector<int64_t> index(static_cast<size_t>(args.top));
-  for (int64_t h = 0; h < args.q_heads; ++h) {
-    ReferenceTopK(args.mass + h * args.mass_stride, args.block_tokens, args.top, index);
-    const int64_t kv_head = h / (args.q_heads / args.kv_heads);
-    for (int64_t d = 0; d < args.head_dim; ++d) {
-      double sum = 0;
-      for (int64_t s = 0; s < args.top; ++s) {
-        const double value = key(kv_head, index[static_cast<size_t>(s)], d);
-        sum += value;
-        if (args.kind == RepresentativeKind::kKeys) {
-          out(s, args.q_heads, h, d) = static_cast<float>(value);
-        }
-      }
-      if (args.kind == RepresentativeKind::kMeanKey) {
-        out(0, args.q_heads, h, d) = static_cast<float>(sum / static_cast<double>(args.top));
-      }
-    }
-  }
-}
-
-void ReferenceMeanQuery(const MeanQueryArgs& args) {
-  if (args.tokens == 0) return;
-  const int64_t width = args.q_heads * args.head_dim;
-  for (int64_t i = 0; i < width; ++i) {
-    double sum = 0;
-    for (int64_t t = 0; t < args.tokens; ++t) sum += args.q[t * width + i];
-    args.out[i] = static_cast<float>(sum / static_cast<double>(args.tokens));
-  }
-}
-
-namespace {
-
-void ScoreOneQuery(const ScoreBlocksArgs& args, const float* query, float* out) {
-  const RepresentativeShape shape = ShapeOf(args.kind, args.slots, args.q_heads, args.kv_heads);
-  struct Block {
-    const void* data;
-    int64_t first;  // element
-  };
-  std::vector<Block> blocks;
-  for (const RepresentativeChunk& chunk : args.chunks) {
-    for (int64_t b = 0; b < chunk.blocks; ++b) {
-      blocks.push_back({chunk.data, b * shape.rows() * args.head_dim});
-    }
-  }
-  std::vector<double> scores(blocks.size() * static_cast<size_t>(args.groups));
-  std::vector<double> logits(blocks.size());
-  for (int64_t h = 0; h < args.q_heads; ++h) {
-    const int64_t row = h / (args.q_heads / shape.heads);
-    for (size_t b = 0; b < blocks.size(); ++b) {
-      const auto product = [&](int64_t slot, int64_t d) {
-        const int64_t at = (slot * shape.heads + row) * args.head_dim + d;
-        return query[h * args.head_dim + d] *
-               Element(blocks[b].data, args.dtype, blocks[b].first + at);
-      };
-      const auto dot = [&](int64_t slot) {
-        double sum = 0;
-        for (int64_t d = 0; d < args.head_dim; ++d) sum += product(slot, d);
-        return sum;
-      };
-      if (args.kind == RepresentativeKind::kBounds) {
-        logits[b] = 0;
-        for (int64_t d = 0; d < args.head_dim; ++d) {
-          logits[b] += std::max(product(0, d), product(1, d));
-        }
-      } else {
-        logits[b] = dot(0);
-        for (int64_t s = 1; s < args.slots; ++s) logits[b] = std::max(logits[b], dot(s));
-      }
-    }
-    if (args.scoring == Scoring::kHeadVote) {
-      for (double& logit : logits) logit *= args.scale;
-      Softmax(logits);
-    }
-    const size_t group = static_cast<size_t>(h / (args.q_heads / args.groups));
-    for (size_t b = 0; b < blocks.size(); ++b) scores[group * blocks.size() + b] += logits[b];
-  }
-  std::transform(scores.begin(), scores.end(), out,
-                 [](double score) { return static_cast<float>(score); });
 }
 
 }  // namespace
 
-void ReferenceScoreBlocks(const ScoreBlocksArgs& args) {
-  int64_t blocks = 0;
-  for (const RepresentativeChunk& chunk : args.chunks) blocks += chunk.blocks;
-  for (int64_t i = 0; i < args.queries; ++i) {
-    ScoreOneQuery(args, args.query + i * args.q_heads * args.head_dim,
-                  args.out + i * args.groups * blocks);
-  }
-}
-
-void ReferenceTopK(const float* scores, int64_t n, int64_t k, std::span<int64_t> out_indices) {
-  std::vector<int64_t> order(static_cast<size_t>(n));
-  std::iota(order.begin(), order.end(), int64_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    // NaN is worse than any number.
-    return std::isnan(scores[b]) ? !std::isnan(scores[a]) : scores[a] > scores[b];
-  });
-  std::copy_n(order.begin(), std::min(k, n), out_indices.begin());
+void ReferenceAttention(const AttentionArgs& args) {
+  for (int64_t i = 0; i < args.span_count; ++i) Attend(args, args.spans[i]);
 }
 
 }  // namespace infllm::kernels

@@ -8,6 +8,7 @@
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
 #include "kernels/host_backend.h"
+#include "kernels/reference/reference_attention.h"
 #include "kernels/reference/reference_sample.h"
 #include "kernels/reference/reference_select.h"
 #include "kernels/validate_args.h"
@@ -176,6 +177,11 @@ class ReferenceBackend : public HostBackend {
     return absl::OkStatus();
   }
 
+  absl::Status Attention(Stream, const AttentionArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceAttention(args);
+    return absl::OkStatus();
+  }
   absl::Status Representatives(Stream, const RepresentativesArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Check(args));
     ReferenceRepresentatives(args);
