@@ -241,6 +241,12 @@ class AttentionCall {
 void CpuAttention(ThreadPool& pool, Isa isa, const AttentionArgs& args) {
   static thread_local CallScratch scratch;
   AttentionCall(pool, KernelsFor(isa), args, scratch).Run();
+  for (int64_t i = 0; i < args.span_count; ++i) {
+    const AttentionSpan& span = args.spans[i];  // without queries: not in the plan
+    if (span.rows == 0 && span.block_mass != nullptr) {
+      std::fill_n(span.block_mass, span.block_count, 0.0f);
+    }
+  }
 }
 
 }  // namespace infllm::kernels

@@ -32,8 +32,9 @@ namespace {
 using kernels::Backend;
 using kernels::Buffer;
 using kernels::DType;
-using kernels::PackedWeight;
 using kernels::ThreadPool;
+using kernels::Weight;
+using kernels::WeightSource;
 
 constexpr double kMinSeconds = 0.2;
 // The two sides of a comparison take turns, so that a busy spell of the machine hits both.
@@ -107,15 +108,15 @@ void Linear(benchmark::State& state, DType dtype, int64_t rows, int64_t size, in
   ThreadPool& pool = Pool(threads);
   const std::unique_ptr<Backend> backend = kernels::NewCpuBackend(pool);
   const std::vector<float> values(size * size, 0.5f);
-  const Backend::WeightSource source = {values.data(), DType::kF32, size};
-  const std::unique_ptr<PackedWeight> weight =
-      backend->PackWeight({&source, 1}, size, dtype).value();
+  const WeightSource source = {values.data(), DType::kF32, size};
+  const Weight weight = backend->PackWeight({&source, 1}, size, dtype).value();
   const std::vector<float> x(rows * size, 0.25f);
   std::vector<float> y(rows * size);
 
   const auto multiply = [&] {
     const absl::Status status =
-        backend->Linear({.x = x.data(), .weight = weight.get(), .y = y.data(), .rows = rows});
+        backend->Linear(Backend::kMainStream,
+                        {.x = x.data(), .weight = weight.packed, .y = y.data(), .rows = rows});
     if (!status.ok()) state.SkipWithError("Linear failed");
   };
   double best = 1e9;

@@ -1,13 +1,16 @@
-// Random inputs of Backend::Attention in the memory of a backend, with the keys of a context cut
-// into segments in any way: a key and its value depend on the seed and their position only.
+// Random inputs of Backend::Attention in the memory of a backend. What a span sees depends on its
+// own seed and the positions of its keys only: not on the other spans, nor on how keys are cut into
+// page table entries. Whatever a page holds beside the slots of its entry is NaN.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -16,11 +19,10 @@
 
 namespace infllm::testing {
 
-// `tokens` consecutive keys from `position` on, for one KV head or, if -1, for all.
+// `tokens` consecutive keys from `position` on: a page table entry.
 struct Cut {
   int64_t position = 0;
   int64_t tokens = 0;
-  int64_t kv_head = -1;
 };
 
 // Keys [begin, end) in runs of `step`.
@@ -30,112 +32,180 @@ inline std::vector<Cut> CutsOf(int64_t begin, int64_t end, int64_t step) {
   return cuts;
 }
 
-struct AttentionShape {
-  int64_t tokens = 1;
-  int64_t q_heads = 1;
-  int64_t kv_heads = 1;
-  int64_t head_dim = 8;
+struct SpanShape {
+  int64_t rows = 1;
   int64_t first_position = 0;
-  int64_t window = 1;
-  kernels::DType kv_dtype = kernels::DType::kF32;
-  bool far_unmasked = false;
+  std::vector<Cut> near, far, blocks;
   bool near_mass = false;
-  bool far_mass = false;
-  bool far_segment_mass = false;
-  float logit_scale = 1;  // on top of 1 / sqrt(head_dim)
+  bool block_mass = false;
   uint32_t seed = 1;
 };
 
-// Owns every array of `args`, which stay valid while it is not moved.
+struct AttentionShape {
+  int64_t q_heads = 1;
+  int64_t kv_heads = 1;
+  int64_t head_dim = 8;
+  int64_t window = 1;
+  kernels::DType dtype = kernels::DType::kF32;
+  bool rotated_behind = true;
+  bool far_rotated = false;
+  bool far_unmasked = false;
+  float block_bias = 0;
+  float logit_scale = 1;  // on top of 1 / sqrt(head_dim)
+  int64_t page_tokens = 200;
+};
+
+// What one call writes for one span.
+struct SpanResult {
+  std::vector<float> out;         // [rows, q_heads, head_dim]
+  std::vector<float> near_mass;   // [q_heads, keys of all near entries in their order]
+  std::vector<float> block_mass;  // [blocks]
+};
+
 class AttentionProblem {
  public:
   AttentionProblem(kernels::Backend& backend, const AttentionShape& shape,
-                   const std::vector<Cut>& near, const std::vector<Cut>& far)
-      : backend_(backend),
-        shape_(shape),
-        q_near_(backend, RandomNormal(QuerySize(), shape.seed * 2)),
-        q_far_(backend, RandomNormal(QuerySize(), shape.seed * 2 + 1)),
-        out_(backend, std::vector<float>(static_cast<size_t>(QuerySize()), -1234.0f)),
-        far_segment_mass_(backend, std::vector<float>(far.size())) {
-    near_ = MakeSegments(near, 3, shape.near_mass, near_pages_);
-    far_ = MakeSegments(far, 4, shape.far_mass, far_pages_);
+                   const std::vector<SpanShape>& spans)
+      : backend_(backend), shape_(shape), shapes_(spans) {
+    page_ = {shape.kv_heads, shape.head_dim, shape.page_tokens, shape.dtype, shape.rotated_behind};
+    std::vector<float> q_near, q_far;
+    for (const SpanShape& span : spans) {
+      AddSpan(span, static_cast<int64_t>(q_near.size()) / RowSize());
+      const std::vector<float> near = RandomNormal(span.rows * RowSize(), span.seed * 2);
+      const std::vector<float> far = RandomNormal(span.rows * RowSize(), span.seed * 2 + 1);
+      q_near.insert(q_near.end(), near.begin(), near.end());
+      q_far.insert(q_far.end(), far.begin(), far.end());
+    }
+    q_near_ = std::make_unique<DeviceArray<float>>(backend, q_near);
+    q_far_ = std::make_unique<DeviceArray<float>>(backend, q_far);
+    out_ =
+        std::make_unique<DeviceArray<float>>(backend, std::vector<float>(q_near.size(), -1234.0f));
+    list_ = std::make_unique<SharedArray<kernels::AttentionSpan>>(backend, spans_);
   }
-  AttentionProblem(const AttentionProblem&) = delete;
-  AttentionProblem& operator=(const AttentionProblem&) = delete;
 
   kernels::AttentionArgs args() const {
     kernels::AttentionArgs args;
-    args.q_near = q_near_.data();
-    args.q_far = q_far_.data();
-    args.out = out_.data();
-    args.near = near_;
-    args.far = far_;
-    if (shape_.far_segment_mass) args.far_segment_mass = far_segment_mass_.data();
-    args.tokens = shape_.tokens;
+    args.q_near = q_near_->data();
+    args.q_far = q_far_->data();
+    args.out = out_->data();
+    args.spans = list_->data();
+    args.span_count = list_->size();
+    args.layer_offset = page_.page_bytes();  // layer 0 is there, too, and NaN
+    args.mass_layer_offset = MassFloats() * static_cast<int64_t>(sizeof(float));
     args.q_heads = shape_.q_heads;
-    args.kv_heads = shape_.kv_heads;
-    args.head_dim = shape_.head_dim;
-    args.first_position = shape_.first_position;
+    args.page = page_;
     args.window = shape_.window;
     args.scale = shape_.logit_scale / std::sqrt(static_cast<float>(shape_.head_dim));
-    args.kv_dtype = shape_.kv_dtype;
+    args.block_bias = shape_.block_bias;
+    args.far_rotated = shape_.far_rotated;
     args.far_unmasked = shape_.far_unmasked;
     return args;
   }
+  absl::Status Run() { return Run(backend_); }
+  // On another backend of the same memory.
+  absl::Status Run(kernels::Backend& backend) {
+    const absl::Status status = backend.Attention(kMain, args());
+    return status.ok() ? backend.Synchronize(kMain) : status;
+  }
 
-  std::vector<float> out() const { return out_.Get(); }
-  std::vector<float> far_segment_mass() const { return far_segment_mass_.Get(); }
-  // [q_heads, keys of all near (or far) segments in their order]; empty if not asked for.
-  std::vector<float> near_mass() const { return MassOf(near_, near_pages_); }
-  std::vector<float> far_mass() const { return MassOf(far_, far_pages_); }
+  SpanResult result(size_t span = 0) const {
+    SpanResult result;
+    const std::vector<float> all = out_->Get();
+    const auto first = all.begin() + spans_[span].first_row * RowSize();
+    result.out.assign(first, first + spans_[span].rows * RowSize());
+    const Tables& tables = *tables_[span];
+    if (shapes_[span].near_mass) result.near_mass = NearMass(span);
+    if (tables.block_mass != nullptr) result.block_mass = tables.block_mass->Get();
+    return result;
+  }
+  // The near entry draws no mass.
+  void LeaveOut(size_t span, size_t entry) { tables_[span]->near_mass->data()[entry] = nullptr; }
 
  private:
-  struct Page {
-    std::unique_ptr<DeviceArray<uint8_t>> k, v;
-    std::unique_ptr<DeviceArray<float>> mass;
+  using Entries = SharedArray<kernels::PageEntry>;
+  struct Tables {
+    std::vector<DeviceArray<uint8_t>> pages;
+    std::vector<DeviceArray<float>> mass;
+    std::unique_ptr<Entries> near, far, blocks;
+    std::unique_ptr<SharedArray<float*>> near_mass;
+    std::unique_ptr<DeviceArray<float>> block_mass;
   };
 
-  int64_t QuerySize() const { return shape_.tokens * shape_.q_heads * shape_.head_dim; }
+  int64_t RowSize() const { return shape_.q_heads * shape_.head_dim; }
+  int64_t MassFloats() const { return shape_.q_heads * shape_.page_tokens; }
 
-  std::vector<kernels::KvSegment> MakeSegments(const std::vector<Cut>& cuts, uint32_t stream,
-                                               bool with_mass, std::vector<Page>& pages) {
-    std::vector<kernels::KvSegment> segments;
-    for (const Cut& cut : cuts) {
-      // A page has room for more than the segment, so that strides differ from sizes.
-      const int64_t head_stride =
-          (cut.tokens + static_cast<int64_t>(segments.size() % 3)) * shape_.head_dim;
-      const size_t bytes =
-          static_cast<size_t>(shape_.kv_heads * head_stride) * kernels::SizeOf(shape_.kv_dtype);
-      std::vector<uint8_t> k(bytes), v(bytes);
+  void AddSpan(const SpanShape& shape, int64_t first_row) {
+    tables_.push_back(std::make_unique<Tables>());
+    Tables& tables = *tables_.back();
+    tables.near = MakePages(shape, shape.near, 3, /*layers=*/2, tables);
+    tables.far = MakePages(shape, shape.far, 4, /*layers=*/2, tables);
+    tables.blocks = MakePages(shape, shape.blocks, 5, /*layers=*/1, tables);
+    kernels::AttentionSpan span;
+    span.first_row = first_row;
+    span.rows = shape.rows;
+    span.first_position = shape.first_position;
+    span.near = tables.near->data();
+    span.near_pages = tables.near->size();
+    span.far = tables.far->data();
+    span.far_pages = tables.far->size();
+    span.blocks = tables.blocks->data();
+    span.block_count = tables.blocks->size();
+    if (shape.near_mass) {
+      std::vector<float*> pointers;
+      for (size_t i = 0; i < shape.near.size(); ++i) {
+        tables.mass.emplace_back(backend_,
+                                 std::vector<float>(static_cast<size_t>(2 * MassFloats())));
+        pointers.push_back(tables.mass.back().data());
+      }
+      tables.near_mass = std::make_unique<SharedArray<float*>>(backend_, pointers);
+      span.near_mass = tables.near_mass->data();
+    }
+    if (shape.block_mass) {
+      tables.block_mass = std::make_unique<DeviceArray<float>>(
+          backend_, std::vector<float>(shape.blocks.size(), 77.0f));  // is overwritten
+      span.block_mass = tables.block_mass->data();
+    }
+    spans_.push_back(span);
+  }
+
+  // Entries start in different slots of their pages.
+  int64_t FirstSlot(const Cut& cut, size_t index) const {
+    return std::min<int64_t>(static_cast<int64_t>(index % 3) * 2, shape_.page_tokens - cut.tokens);
+  }
+
+  std::unique_ptr<Entries> MakePages(const SpanShape& span, const std::vector<Cut>& cuts,
+                                     uint32_t stream, int64_t layers, Tables& tables) {
+    std::vector<kernels::PageEntry> entries;
+    const auto size = static_cast<int64_t>(kernels::SizeOf(shape_.dtype));
+    for (size_t c = 0; c < cuts.size(); ++c) {
+      const Cut& cut = cuts[c];
+      const int64_t first = FirstSlot(cut, c), base = (layers - 1) * page_.page_bytes() / size;
+      std::vector<uint8_t> page(static_cast<size_t>(layers * page_.page_bytes()));
+      for (int64_t i = 0; i < layers * page_.page_bytes() / size; ++i) {
+        Put(page, i, std::numeric_limits<float>::quiet_NaN());
+      }
       for (int64_t i = 0; i < cut.tokens; ++i) {
-        std::minstd_rand random(shape_.seed * 7919u + stream * 104729u +
+        std::minstd_rand random(span.seed * 7919u + stream * 104729u +
                                 static_cast<uint32_t>(cut.position + i) * 2654435761u);
         std::uniform_real_distribution<float> uniform(-1.7f, 1.7f);  // of variance one
         for (int64_t h = 0; h < shape_.kv_heads; ++h) {
           for (int64_t d = 0; d < shape_.head_dim; ++d) {
-            const int64_t at = h * head_stride + i * shape_.head_dim + d;
-            Put(k, at, uniform(random));
-            Put(v, at, uniform(random));
+            Put(page, base + page_.key(h, first + i) + d, uniform(random));
+            Put(page, base + page_.value(h, first + i) + d, uniform(random));
+            Put(page, base + page_.rotated_key(h, first + i) + d, uniform(random));
           }
         }
       }
-      const int64_t mass_stride = cut.tokens + 5;
-      Page page;
-      page.k = std::make_unique<DeviceArray<uint8_t>>(backend_, k);
-      page.v = std::make_unique<DeviceArray<uint8_t>>(backend_, v);
-      if (with_mass) {
-        page.mass = std::make_unique<DeviceArray<float>>(
-            backend_, std::vector<float>(static_cast<size_t>(shape_.q_heads * mass_stride)));
-      }
-      segments.push_back({page.k->data(), page.v->data(), head_stride, cut.position, cut.tokens,
-                          with_mass ? page.mass->data() : nullptr, mass_stride, cut.kv_head});
-      pages.push_back(std::move(page));
+      tables.pages.emplace_back(backend_, page);
+      entries.push_back({reinterpret_cast<const std::byte*>(tables.pages.back().data()),
+                         cut.position - first, static_cast<int32_t>(first),
+                         static_cast<int32_t>(cut.tokens)});
     }
-    return segments;
+    return std::make_unique<Entries>(backend_, entries);
   }
 
   void Put(std::vector<uint8_t>& bytes, int64_t at, float value) const {
-    if (shape_.kv_dtype == kernels::DType::kBF16) {
+    if (shape_.dtype == kernels::DType::kBF16) {
       const kernels::BF16 rounded(value);
       std::memcpy(bytes.data() + at * 2, &rounded, 2);
     } else {
@@ -143,28 +213,34 @@ class AttentionProblem {
     }
   }
 
-  std::vector<float> MassOf(const std::vector<kernels::KvSegment>& segments,
-                            const std::vector<Page>& pages) const {
-    std::vector<std::vector<float>> of_segment;
-    for (const Page& page : pages) {
-      of_segment.push_back(page.mass == nullptr ? std::vector<float>() : page.mass->Get());
-    }
+  std::vector<float> NearMass(size_t span) const {
+    std::vector<std::vector<float>> pages;
+    for (const DeviceArray<float>& page : tables_[span]->mass) pages.push_back(page.Get());
     std::vector<float> mass;
     for (int64_t h = 0; h < shape_.q_heads; ++h) {
-      for (size_t s = 0; s < segments.size(); ++s) {
-        if (of_segment[s].empty()) continue;
-        const auto row = of_segment[s].begin() + h * segments[s].mass_stride;
-        mass.insert(mass.end(), row, row + segments[s].tokens);
+      for (size_t i = 0; i < pages.size(); ++i) {
+        const Cut& cut = shapes_[span].near[i];
+        const int64_t at = MassFloats() + h * shape_.page_tokens + FirstSlot(cut, i);
+        mass.insert(mass.end(), pages[i].begin() + at, pages[i].begin() + at + cut.tokens);
       }
     }
+    double all = 0, counted = 0;  // nothing went elsewhere
+    for (const std::vector<float>& page : pages) {
+      for (const float value : page) all += value;
+    }
+    for (const float value : mass) counted += value;
+    EXPECT_NEAR(all, counted, 1e-3 * (1 + counted));
     return mass;
   }
 
   kernels::Backend& backend_;
   AttentionShape shape_;
-  DeviceArray<float> q_near_, q_far_, out_, far_segment_mass_;
-  std::vector<Page> near_pages_, far_pages_;
-  std::vector<kernels::KvSegment> near_, far_;
+  std::vector<SpanShape> shapes_;
+  kernels::PageShape page_;
+  std::vector<std::unique_ptr<Tables>> tables_;
+  std::vector<kernels::AttentionSpan> spans_;
+  std::unique_ptr<DeviceArray<float>> q_near_, q_far_, out_;
+  std::unique_ptr<SharedArray<kernels::AttentionSpan>> list_;
 };
 
 }  // namespace infllm::testing

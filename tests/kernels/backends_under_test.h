@@ -35,8 +35,8 @@ struct BackendUnderTest {
   std::string name;
   // UNAVAILABLE: not on this machine, the message says why; the suite is skipped with it.
   std::function<absl::StatusOr<std::unique_ptr<Backend>>(kernels::ThreadPool&)> make;
-  // Ops (names as in kernels/backend.h) that it does not have yet. Their tests skip, saying so;
-  // BackendContract checks that each returns UNIMPLEMENTED, and that no other op does.
+  // Ops (names as in kernels/ops.h, and PackWeight) that it does not have yet. Their tests skip,
+  // saying so; BackendContract checks that each returns UNIMPLEMENTED, and that no other op does.
   std::vector<std::string_view> missing;
 };
 inline void PrintTo(const BackendUnderTest& backend, std::ostream* os) { *os << backend.name; }
@@ -101,25 +101,29 @@ class BackendTest : public ::testing::TestWithParam<BackendUnderTest> {
 #define INFLLM_NEEDS_OP(op) \
   if (Missing(op)) GTEST_SKIP() << GetParam().name << " does not implement " << (op) << " yet"
 
+constexpr kernels::Stream kMain = Backend::kMainStream;
+
+// Copies and waits.
+inline void CopyNow(Backend& backend, void* to, const void* from, size_t bytes) {
+  EXPECT_OK(backend.Copy(kMain, to, from, bytes));
+  EXPECT_OK(backend.Synchronize(kMain));
+}
+
 // An array in the memory of a backend. What an op writes behind its end is found by Get().
 template <typename T>
 class DeviceArray {
  public:
   DeviceArray(Backend& backend, const std::vector<T>& values)
-      : backend_(backend), size_(values.size()) {
+      : backend_(&backend), size_(values.size()) {
     std::vector<T> guarded = values;
     guarded.resize(size_ + kGuards, Guard());
     buffer_ = backend.Allocate(guarded.size() * sizeof(T)).value();
-    EXPECT_OK(backend.Copy(Backend::kMainStream, buffer_.data(), guarded.data(),
-                           guarded.size() * sizeof(T)));
-    EXPECT_OK(backend.Synchronize(Backend::kMainStream));
+    CopyNow(backend, buffer_.data(), guarded.data(), guarded.size() * sizeof(T));
   }
   T* data() const { return buffer_.as<T>(); }
   std::vector<T> Get() const {
     std::vector<T> values(size_ + kGuards);
-    EXPECT_OK(backend_.Copy(Backend::kMainStream, values.data(), buffer_.data(),
-                            values.size() * sizeof(T)));
-    EXPECT_OK(backend_.Synchronize(Backend::kMainStream));
+    CopyNow(*backend_, values.data(), buffer_.data(), values.size() * sizeof(T));
     for (size_t i = size_; i < values.size(); ++i) {
       EXPECT_EQ(values[i], Guard()) << "written " << i - size_ << " elements behind the end";
     }
@@ -129,11 +133,52 @@ class DeviceArray {
 
  private:
   static constexpr size_t kGuards = 32;
-  static T Guard() { return static_cast<T>(12345); }
-  Backend& backend_;
+  static T Guard() { return static_cast<T>(123); }
+  Backend* backend_;
   size_t size_;
   Buffer buffer_;
 };
+
+// An array that host and device share: lists of items, and results that the host looks at. What an
+// op writes behind its end is found by Get(), once the op is done.
+template <typename T>
+class SharedArray {
+ public:
+  SharedArray(Backend& backend, const std::vector<T>& values)
+      : size_(values.size()),
+        buffer_(backend.AllocateHost(values.size() * sizeof(T) + kGuardBytes).value()) {
+    std::copy(values.begin(), values.end(), data());
+    std::fill_n(guard(), kGuardBytes, kGuard);
+  }
+  T* data() const { return buffer_.as<T>(); }
+  int64_t size() const { return static_cast<int64_t>(size_); }
+  std::vector<T> Get() const {
+    for (size_t i = 0; i < kGuardBytes; ++i) {
+      EXPECT_EQ(guard()[i], kGuard) << "written " << i << " bytes behind the end";
+    }
+    return {data(), data() + size_};
+  }
+
+ private:
+  static constexpr size_t kGuardBytes = 128;
+  static constexpr std::byte kGuard{0xa5};
+  std::byte* guard() const { return reinterpret_cast<std::byte*>(data() + size_); }
+  size_t size_;
+  Buffer buffer_;
+};
+
+// call(stream) of an operation, and the wait for it.
+template <typename Call>
+absl::Status RunOp(Backend& backend, Call call) {
+  const absl::Status status = call(kMain);
+  return status.ok() ? backend.Synchronize(kMain) : status;
+}
+
+// A refusal says which op refuses, and why.
+inline auto Refused(const std::string& op, const std::string& why) {
+  return StatusIs(absl::StatusCode::kInvalidArgument,
+                  ::testing::AllOf(::testing::StartsWith(op + ": "), ::testing::HasSubstr(why)));
+}
 
 // Numbers in the memory of a backend as kF32 or kBF16, to which they are rounded.
 class DeviceElements {

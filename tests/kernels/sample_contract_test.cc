@@ -11,7 +11,6 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "tests/kernels/backends_under_test.h"
-#include "tests/kernels/shared_array.h"
 #include "tests/support/status_matchers.h"
 
 namespace infllm::kernels {
