@@ -197,7 +197,7 @@ TEST_P(LinearContract, ARowIsTheSameAloneAndInAnyCompany) {
               const DeviceArray<float> device_bias(*backend, bias);
               const DeviceArray<float> device_y(*backend, {y.begin(), y.begin() + rows * out});
               EXPECT_OK(backend->Linear(kMain, {.x = device_x.data(),
-                                                .weight = weight.get(),
+                                                .weight = weight.packed,
                                                 .bias = with_bias ? device_bias.data() : nullptr,
                                                 .y = device_y.data(),
                                                 .rows = rows,
