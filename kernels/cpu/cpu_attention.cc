@@ -30,6 +30,7 @@ const AttentionKernels& KernelsFor(Isa isa) {
     case Isa::kAvx512:
       return avx512::kAttentionKernels;
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:  // differs in bf16 products only
       return avx512bf16::kAttentionKernels;
 #endif
     default:

@@ -23,6 +23,7 @@ const LayerKernels& KernelsFor(Isa isa) {
     case Isa::kAvx512:
       return avx512::kLayerKernels;
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:  // differs in bf16 products only
       return avx512bf16::kLayerKernels;
 #endif
     default:

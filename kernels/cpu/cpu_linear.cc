@@ -11,6 +11,20 @@
 namespace infllm::kernels {
 namespace {
 
+// Floats past the last packed row that a multiply may read, without using them.
+constexpr int64_t kTileOverrun = 16;
+
+#ifdef INFLLM_X86
+const GemmKernels& AmxKernels() {
+  static const GemmKernels kernels = [] {
+    GemmKernels k = avx512bf16::kGemmKernels;
+    k.bf16 = amx::Bf16Format(k.bf16);
+    return k;
+  }();
+  return kernels;
+}
+#endif
+
 const GemmKernels& KernelsFor(Isa isa) {
   switch (isa) {
 #ifdef INFLLM_X86
@@ -20,6 +34,8 @@ const GemmKernels& KernelsFor(Isa isa) {
       return avx512::kGemmKernels;
     case Isa::kAvx512Bf16:
       return avx512bf16::kGemmKernels;
+    case Isa::kAmx:
+      return AmxKernels();
 #endif
     default:
       return generic::kGemmKernels;
@@ -27,6 +43,12 @@ const GemmKernels& KernelsFor(Isa isa) {
 }
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Of a packed row of `values`, padding included.
+int64_t Words(const GemmFormat& format, int64_t values) {
+  return CeilDiv(CeilDiv(values, format.values_per_word), format.word_multiple) *
+         format.word_multiple;
+}
 
 class CpuPackedWeight : public PackedWeight {
  public:
@@ -45,7 +67,7 @@ class CpuPackedWeight : public PackedWeight {
   const GemmFormat& format() const { return format_; }
   const float* panels() const { return data_.as<float>(); }
   int64_t panel_count() const { return CeilDiv(out_features_, kernels_.panel_width); }
-  int64_t words() const { return CeilDiv(in_features_, format_.values_per_word); }
+  int64_t words() const { return Words(format_, in_features_); }
 
  private:
   const GemmKernels& kernels_;
@@ -76,19 +98,21 @@ void PackPanel(const GemmKernels& kernels, const GemmFormat& format,
       }
       source_first += source.out_features;
     }
-    format.pack(piece.data(), kPiece, kernels.panel_width, columns,
-                panel + k / format.values_per_word * kernels.panel_width);
+    format.pack_weights(piece.data(), kPiece, kernels.panel_width, columns,
+                        panel + k / format.values_per_word * kernels.panel_width);
   }
+  const int64_t filled_words = CeilDiv(in_features, format.values_per_word);
+  std::fill(panel + filled_words * kernels.panel_width,
+            panel + Words(format, in_features) * kernels.panel_width, 0.0f);
 }
 
 // A rough time of the product on one thread. Below about the price of waking a thread it runs on
 // the caller's: what it would wait for is not worth it.
-bool IsSmall(int64_t rows, int64_t words, int64_t out_features) {
-  constexpr int64_t kWordsPerNs = 5;          // weights streamed, 20 GB/s
-  constexpr int64_t kMultiplyAddsPerNs = 50;  // of words
+bool IsSmall(const GemmFormat& format, int64_t rows, int64_t words, int64_t out_features) {
+  constexpr int64_t kWordsPerNs = 5;  // weights streamed, 20 GB/s
   constexpr int64_t kSmallNs = 8000;
   const int64_t weights = words * out_features;
-  return weights / kWordsPerNs + weights * rows / kMultiplyAddsPerNs < kSmallNs;
+  return weights / kWordsPerNs + weights * rows / format.multiply_adds_per_ns < kSmallNs;
 }
 
 }  // namespace
@@ -104,7 +128,7 @@ absl::StatusOr<std::unique_ptr<PackedWeight>> CpuLinear::Pack(
   int64_t out_features = 0;
   for (const Backend::WeightSource& source : sources) out_features += source.out_features;
   const int64_t panels = CeilDiv(out_features, kernels_.panel_width);
-  const int64_t panel_floats = CeilDiv(in_features, format.values_per_word) * kernels_.panel_width;
+  const int64_t panel_floats = Words(format, in_features) * kernels_.panel_width;
   INFLLM_ASSIGN_OR_RETURN(Buffer data, AllocateHost(panels * panel_floats * sizeof(float)));
   float* const packed = data.as<float>();
   pool_.ParallelFor(panels, 1, [&](int64_t begin, int64_t end, int) {
@@ -135,9 +159,9 @@ absl::Status CpuLinear::Multiply(const LinearArgs& args) {
   if (args.rows == 0) return absl::OkStatus();
   const GemmFormat& format = weight->format();
   const int64_t in = weight->in_features(), words = weight->words();
-  const int64_t tiles = TileCount(args.rows, kernels_.max_tile_rows);
+  const int64_t tiles = TileCount(args.rows, format.max_tile_rows);
   const int64_t panels = weight->panel_count();
-  const bool small = IsSmall(args.rows, words, weight->out_features());
+  const bool small = IsSmall(format, args.rows, words, weight->out_features());
 
   GemmTask whole;
   whole.weights = weight->panels();
@@ -156,16 +180,16 @@ absl::Status CpuLinear::Multiply(const LinearArgs& args) {
   if (args.rows == 1 && format.values_per_word == 1) {
     whole.x = args.x;  // is its own packed tile
   } else {
-    INFLLM_ASSIGN_OR_RETURN(float* const packed, Scratch(args.rows * words));
+    INFLLM_ASSIGN_OR_RETURN(float* const packed, Scratch(args.rows * words + kTileOverrun));
     const auto pack = [&](int64_t begin, int64_t end, int) {
       for (int64_t tile = begin; tile < end; ++tile) {
         const int64_t row = TileStart(args.rows, tiles, tile);
         const int64_t height = TileStart(args.rows, tiles, tile + 1) - row;
-        format.pack(args.x + row * in, in, height, in, packed + row * words);
+        format.pack_rows(args.x + row * in, in, height, in, packed + row * words);
       }
     };
     // About 10 us of packing per chunk.
-    const int64_t grain = std::max<int64_t>(1, 32768 / (kernels_.max_tile_rows * in));
+    const int64_t grain = std::max<int64_t>(1, 32768 / (format.max_tile_rows * in));
     if (small) {
       pack(0, tiles, 0);
     } else {
@@ -180,10 +204,9 @@ absl::Status CpuLinear::Multiply(const LinearArgs& args) {
 
   // Blocks of rows whose packed values of one pass fit the second cache level, times groups of
   // panels, as many as give each thread several: the last to finish then costs little.
-  constexpr int64_t kTilesPerBlock = 20;
   constexpr int64_t kTasksPerThread = 6;
   constexpr int64_t kPanelQuantum = 4;  // what a low tile takes at once
-  const int64_t blocks = CeilDiv(tiles, kTilesPerBlock);
+  const int64_t blocks = CeilDiv(tiles, format.tiles_per_block);
   int64_t group = std::max<int64_t>(1, panels * blocks / (pool_.threads() * kTasksPerThread));
   if (tiles == 1 || group > kPanelQuantum) group = CeilDiv(group, kPanelQuantum) * kPanelQuantum;
   const int64_t groups = CeilDiv(panels, group);

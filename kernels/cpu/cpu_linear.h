@@ -23,8 +23,8 @@ class CpuLinear {
  public:
   CpuLinear(ThreadPool& pool, Isa isa);
 
-  // bf16 weights are multiplied as bf16 where the instruction set can (Avx512Bf16), activations
-  // being rounded too; elsewhere the rounded weights are kept and multiplied as floats.
+  // bf16 weights are multiplied as bf16 where the instruction set can (Avx512Bf16, Amx),
+  // activations being rounded too; elsewhere the rounded weights are kept and multiplied as floats.
   bool has_bf16() const;
   absl::StatusOr<std::unique_ptr<PackedWeight>> Pack(std::span<const Backend::WeightSource> sources,
                                                      int64_t in_features, DType compute);

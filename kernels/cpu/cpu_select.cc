@@ -25,6 +25,7 @@ const SelectKernels& KernelsFor(Isa isa) {
     case Isa::kAvx512:
       return avx512::kSelectKernels;
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:  // differs in bf16 products only
       return avx512bf16::kSelectKernels;
 #endif
     default:

@@ -256,15 +256,25 @@ void ToFloat(const void* src, DType dtype, int64_t n, bool round_to_bf16, float*
   }
 }
 
+template <typename Format>
+constexpr GemmFormat FormatOf() {
+  return {.values_per_word = Format::kValuesPerWord,
+          .word_multiple = 1,
+          .max_tile_rows = kTileRows,
+          .tiles_per_block = 20,
+          .multiply_adds_per_ns = 50,
+          .pack_weights = Pack<Format>,
+          .pack_rows = Pack<Format>,
+          .multiply = Multiply<Format>};
+}
+
 }  // namespace
 
-const GemmKernels kGemmKernels = {kPanelWidth,
-                                  kTileRows,
-                                  {F32::kValuesPerWord, Pack<F32>, Multiply<F32>},
+const GemmKernels kGemmKernels = {kPanelWidth, FormatOf<F32>(),
 #if defined(__AVX512BF16__)
-                                  {Bf16::kValuesPerWord, Pack<Bf16>, Multiply<Bf16>},
+                                  FormatOf<Bf16>(),
 #else
-                                  {0, nullptr, nullptr},
+                                  GemmFormat{},
 #endif
                                   ToFloat};
 

@@ -1,6 +1,25 @@
 #include "kernels/cpu/isa.h"
 
+#ifdef INFLLM_X86
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace infllm::kernels {
+namespace {
+
+#ifdef INFLLM_X86
+// Linux hands out the tile registers (8 KiB per thread) on request only, to the whole process. It
+// refuses on a kernel or a virtual machine without them.
+bool MayUseTiles() {
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+}
+#endif
+
+}  // namespace
 
 std::string_view Name(Isa isa) {
   switch (isa) {
@@ -12,6 +31,8 @@ std::string_view Name(Isa isa) {
       return "avx512";
     case Isa::kAvx512Bf16:
       return "avx512bf16";
+    case Isa::kAmx:
+      return "amx";
   }
   return "unknown";
 }
@@ -32,7 +53,11 @@ std::vector<Isa> SupportedIsas() {
     return isas;
   }
   isas.push_back(Isa::kAvx512);
-  if (__builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
+  if (!__builtin_cpu_supports("avx512bf16")) return isas;
+  isas.push_back(Isa::kAvx512Bf16);
+  if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && MayUseTiles()) {
+    isas.push_back(Isa::kAmx);
+  }
 #endif
   return isas;
 }

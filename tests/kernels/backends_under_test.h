@@ -46,7 +46,7 @@ inline std::vector<BackendUnderTest> BackendsUnderTest() {
   all.push_back(
       {"reference", [](kernels::ThreadPool&) { return kernels::NewReferenceBackend(); }, {}});
   for (const kernels::Isa isa : {kernels::Isa::kGeneric, kernels::Isa::kAvx2, kernels::Isa::kAvx512,
-                                 kernels::Isa::kAvx512Bf16}) {
+                                 kernels::Isa::kAvx512Bf16, kernels::Isa::kAmx}) {
     const std::string name(kernels::Name(isa));
     all.push_back(
         {"cpu_" + name,

@@ -38,7 +38,7 @@ INSTANTIATE_TEST_SUITE_P(Isas, CpuBackendTest, ::testing::ValuesIn(SupportedIsas
 TEST_P(CpuBackendTest, PrefersBf16WhereItHasTheInstructions) {
   ThreadPool pool(1);
   EXPECT_EQ(NewCpuBackend(pool, GetParam())->preferred_dtype(),
-            GetParam() == Isa::kAvx512Bf16 ? DType::kBF16 : DType::kF32);
+            GetParam() >= Isa::kAvx512Bf16 ? DType::kBF16 : DType::kF32);
 }
 
 // Bit for bit: neither the number of threads nor the rows that come along change a row.
@@ -81,6 +81,7 @@ TEST(SupportedIsasTest, StartsWithGenericAndAscends) {
   EXPECT_EQ(isas.front(), Isa::kGeneric);
   EXPECT_TRUE(std::is_sorted(isas.begin(), isas.end()));
   EXPECT_EQ(Name(Isa::kAvx512Bf16), "avx512bf16");
+  EXPECT_EQ(Name(Isa::kAmx), "amx");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -163,6 +164,58 @@ TEST_P(LinearContract, LargeProductsAreLikeTheReference) {
     ExpectLikeReference({7, 1100, 530, false, true}, compute, 2);
     ExpectLikeReference({40, 1030, 201, true, true}, compute, 3);
     ExpectLikeReference({300, 130, 70, true}, compute, 4);
+  }
+}
+
+// Bit for bit: neither the rows that come along nor the number of threads change a row. The depths
+// are odd and of one and of several passes; the widths end inside a panel.
+TEST_P(LinearContract, ARowIsTheSameAloneAndInAnyCompany) {
+  constexpr int64_t kMaxRows = 512;
+  ThreadPool one_thread(1), three_threads(3);
+  ASSERT_OK_AND_ASSIGN(const auto narrow, GetParam().make(one_thread));
+  ASSERT_OK_AND_ASSIGN(const auto wide, GetParam().make(three_threads));
+  struct Depth {
+    int64_t in, out;
+    std::vector<int64_t> rows;  // besides kMaxRows
+  };
+  std::vector<int64_t> up_to_40(40);
+  std::iota(up_to_40.begin(), up_to_40.end(), 1);
+  for (const Depth& depth : {Depth{45, 69, up_to_40}, Depth{1101, 35, {1, 2, 8, 16, 17, 33, 40}}}) {
+    const int64_t in = depth.in, out = depth.out;
+    const std::vector<float> w = RandomNormal(out * in, 1), x = RandomNormal(kMaxRows * in, 2),
+                             bias = RandomNormal(out, 3), y = RandomNormal(kMaxRows * out, 4);
+    const WeightSource source = {w.data(), DType::kF32, out};
+    for (const DType compute : {DType::kF32, DType::kBF16}) {
+      for (const bool with_bias : {false, true}) {
+        for (const bool accumulate : {false, true}) {
+          std::vector<float> want;
+          for (Backend* backend : {wide.get(), narrow.get()}) {
+            ASSERT_OK_AND_ASSIGN(auto weight, backend->PackWeight({&source, 1}, in, compute));
+            const auto multiply = [&](int64_t rows) {
+              const DeviceArray<float> device_x(*backend, {x.begin(), x.begin() + rows * in});
+              const DeviceArray<float> device_bias(*backend, bias);
+              const DeviceArray<float> device_y(*backend, {y.begin(), y.begin() + rows * out});
+              EXPECT_OK(backend->Linear({.x = device_x.data(),
+                                         .weight = weight.get(),
+                                         .bias = with_bias ? device_bias.data() : nullptr,
+                                         .y = device_y.data(),
+                                         .rows = rows,
+                                         .accumulate = accumulate}));
+              return device_y.Get();
+            };
+            if (want.empty()) want = multiply(kMaxRows);
+            std::vector<int64_t> counts = depth.rows;
+            counts.push_back(kMaxRows);
+            for (const int64_t rows : counts) {
+              const std::vector<float> got = multiply(rows);
+              ASSERT_EQ(std::memcmp(got.data(), want.data(), got.size() * sizeof(float)), 0)
+                  << rows << " rows of " << in << " to " << out << ", " << Name(compute)
+                  << (with_bias ? ", bias" : "") << (accumulate ? ", accumulate" : "");
+            }
+          }
+        }
+      }
+    }
   }
 }
 

@@ -23,6 +23,7 @@ const SimdFunctions& FunctionsFor(Isa isa) {
     case Isa::kAvx512:
       return avx512::kSimdFunctions;
     case Isa::kAvx512Bf16:
+    case Isa::kAmx:
       return avx512bf16::kSimdFunctions;
 #endif
     default:

@@ -1,0 +1,284 @@
+// Products of bf16 with the tile registers of AMX: see gemm_simd.h for what they compute.
+//
+// Weights are the panels of the other instruction sets: 16 words of k of half a panel are a tile,
+// read with the panel's stride. Packed activations are tiles too, [words / 16, height, 16]. Of
+// each y[r, o], TDPBF16PS adds one tile's 16 products of even k and 16 of odd k, each in ascending
+// order, then their sum to y: the same for every row, with any number of rows. Subnormals are
+// flushed to zero.
+#include <cstdint>
+
+#include "kernels/cpu/gemm_simd.h"
+#include "kernels/cpu/simd.h"
+
+namespace infllm::kernels::INFLLM_ISA {
+namespace {
+
+constexpr int kTileRows = 16;   // the hardware's
+constexpr int kTileWords = 16;  // 4 bytes each: as many as a row of a tile has
+constexpr int kPanelWidth = 2 * kLanes;
+constexpr int64_t kTileRowBytes = kTileWords * sizeof(float);
+constexpr int64_t kPanelRowBytes = kPanelWidth * sizeof(float);
+// Words of k per pass when several tiles meet a panel: those of the tiles of a block and of two
+// panels, one in use and one being fetched, stay in the second cache level.
+constexpr int64_t kPassWords = 512;
+// How far ahead weights are fetched that each meet one pair of tiles only, in words of k.
+constexpr int64_t kFetchAheadWords = 32;
+
+// Tile registers: 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights.
+constexpr int kX = 4, kW = 6;
+
+// In assembly since the intrinsics of GCC 12 neither say that a load reads memory nor take a
+// template's tile number.
+template <int kTile>
+inline void LoadTile(const void* p, int64_t row_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
+}
+template <int kTile>
+inline void StoreTile(void* p, int64_t row_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
+}
+template <int kTile>
+inline void ZeroTile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+template <int kSum, int kRows, int kColumns>
+inline void Dot() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRows), "i"(kColumns));
+}
+
+// The tile configuration of this thread while it lives. Given back at the end of each task, so
+// that a thread carries no tile state while it does other things.
+class TileConfiguration {
+ public:
+  // Of sums and activations; weights have all rows.
+  explicit TileConfiguration(int64_t height) {
+    struct alignas(64) {
+      uint8_t palette = 1;
+      uint8_t start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int tile = 0; tile < 8; ++tile) {
+      config.row_bytes[tile] = kTileRowBytes;
+      config.rows[tile] = static_cast<uint8_t>(tile < kW ? height : kTileRows);
+    }
+    asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  ~TileConfiguration() { asm volatile("tilerelease"); }
+  TileConfiguration(const TileConfiguration&) = delete;
+  TileConfiguration& operator=(const TileConfiguration&) = delete;
+};
+
+// [words / 16, height, 16]
+void PackRows(const float* src, int64_t stride, int64_t height, int64_t k, float* dst) {
+  constexpr int64_t kStep = 2 * kTileWords;
+  for (int64_t done = 0; done < k; done += kStep) {
+    const int64_t left = k - done;
+    const int low = static_cast<int>(left < kLanes ? left : kLanes);
+    const int high = static_cast<int>(left < kStep ? left - low : kLanes);
+    for (int64_t row = 0; row < height; ++row, dst += kTileWords) {
+      const float* from = src + row * stride + done;
+      const __m512 first = (__m512)LoadPartial(from, low);
+      const __m512 second = high > 0 ? (__m512)LoadPartial(from + low, high) : (__m512)VecF{};
+      Store(dst, (VecF)_mm512_cvtne2ps_pbh(second, first));
+    }
+  }
+}
+
+struct BlockArgs {
+  const float* x[2];     // packed tiles, at the first word of the pass
+  int64_t height[2];     // rows of each; at most tile_height
+  int64_t tile_height;   // of the configuration
+  const float* weights;  // panels, at the first word of the pass
+  int64_t panel_stride;  // floats from one panel to the next
+  int64_t steps;         // of 16 words, in this pass
+  const float* bias;     // at the first column, or null
+  bool load_y;           // start from y: a later pass, or accumulation
+  float* y;              // at the first row and column
+  int64_t out_features;  // row stride of y
+  int64_t columns;       // valid from the first column on
+  const float* fetch;    // weights wanted next
+  int64_t fetch_stride;  // from one panel's to the next's
+  int64_t fetch_lines;   // of each panel, per step
+};
+
+// A tile of sums in y: row tile `r`, column tile `c`.
+struct SumTile {
+  SumTile(const BlockArgs& args, int r, int c)
+      : y(args.y + (r == 0 ? 0 : args.height[0]) * args.out_features + c * kLanes),
+        bias(args.bias == nullptr ? nullptr : args.bias + c * kLanes),
+        row_floats(args.out_features),
+        height(args.height[r]) {
+    const int64_t left = args.columns - c * kLanes;
+    columns = static_cast<int>(left <= 0 ? 0 : left < kLanes ? left : kLanes);
+    whole = columns == kLanes && height == args.tile_height;
+  }
+  float* y;
+  const float* bias;
+  int64_t row_floats;
+  int64_t height;
+  int columns;
+  bool whole;  // what the register holds is all in y
+};
+
+template <int kSum>
+void LoadSum(const SumTile& sum, bool load_y) {
+  if (!load_y && sum.bias == nullptr) return ZeroTile<kSum>();
+  if (sum.whole && sum.bias == nullptr) {
+    return LoadTile<kSum>(sum.y, sum.row_floats * static_cast<int64_t>(sizeof(float)));
+  }
+  alignas(64) float rows[kTileRows * kLanes] = {};
+  for (int64_t r = 0; r < sum.height; ++r) {
+    VecF value = {};
+    if (load_y) value = LoadPartial(sum.y + r * sum.row_floats, sum.columns);
+    if (sum.bias != nullptr) {
+      const VecF bias = LoadPartial(sum.bias, sum.columns);
+      value = load_y ? value + bias : bias;
+    }
+    Store(rows + r * kLanes, value);
+  }
+  LoadTile<kSum>(rows, kTileRowBytes);
+}
+
+template <int kSum>
+void StoreSum(const SumTile& sum) {
+  if (sum.whole) {
+    return StoreTile<kSum>(sum.y, sum.row_floats * static_cast<int64_t>(sizeof(float)));
+  }
+  alignas(64) float rows[kTileRows * kLanes];
+  StoreTile<kSum>(rows, kTileRowBytes);
+  for (int64_t r = 0; r < sum.height; ++r) {
+    StorePartial(sum.y + r * sum.row_floats, Load(rows + r * kLanes), sum.columns);
+  }
+}
+
+// kRowTiles x 2 kPanels tiles of sums, at most 4.
+template <int kRowTiles, int kPanels>
+void MultiplyBlock(const BlockArgs& args) {
+  constexpr int kSums = kRowTiles * kPanels * 2;
+  const auto tile = [&](int i) {
+    return SumTile(args, kRowTiles == 2 ? i / 2 : 0, kRowTiles == 2 ? i % 2 : i);
+  };
+  LoadSum<0>(tile(0), args.load_y);
+  LoadSum<1>(tile(1), args.load_y);
+  if constexpr (kSums == 4) {
+    LoadSum<2>(tile(2), args.load_y);
+    LoadSum<3>(tile(3), args.load_y);
+  }
+
+  const float* x0 = args.x[0];
+  const float* x1 = args.x[1];
+  const float* w = args.weights;
+  const char* fetch = reinterpret_cast<const char*>(args.fetch);
+  const int64_t x0_step = args.height[0] * kTileWords, x1_step = args.height[1] * kTileWords;
+  const int64_t panel_stride = args.panel_stride, lines = args.fetch_lines;
+  const int64_t fetch_stride = args.fetch_stride * static_cast<int64_t>(sizeof(float));
+  for (int64_t step = args.steps; step > 0; --step) {
+    for (int p = 0; p < kPanels; ++p) {
+      for (int64_t i = 0; i < lines; ++i) {
+        _mm_prefetch(fetch + p * fetch_stride + i * 64, _MM_HINT_T0);
+      }
+    }
+    fetch += lines * 64;
+    LoadTile<kX>(x0, kTileRowBytes);
+    LoadTile<kW>(w, kPanelRowBytes);
+    Dot<0, kX, kW>();
+    LoadTile<kW + 1>(w + kLanes, kPanelRowBytes);
+    Dot<1, kX, kW + 1>();
+    if constexpr (kRowTiles == 2) {
+      LoadTile<kX + 1>(x1, kTileRowBytes);
+      Dot<2, kX + 1, kW>();
+      Dot<3, kX + 1, kW + 1>();
+      x1 += x1_step;
+    } else if constexpr (kPanels == 2) {
+      LoadTile<kW>(w + panel_stride, kPanelRowBytes);
+      Dot<2, kX, kW>();
+      LoadTile<kW + 1>(w + panel_stride + kLanes, kPanelRowBytes);
+      Dot<3, kX, kW + 1>();
+    }
+    x0 += x0_step;
+    w += kTileWords * kPanelWidth;
+  }
+
+  StoreSum<0>(tile(0));
+  StoreSum<1>(tile(1));
+  if constexpr (kSums == 4) {
+    StoreSum<2>(tile(2));
+    StoreSum<3>(tile(3));
+  }
+}
+
+void Multiply(const GemmTask& task) {
+  const int64_t tiles = TileCount(task.rows, kTileRows);
+  const int64_t tile_height = (task.rows + tiles - 1) / tiles;  // some have a row less
+  const TileConfiguration configuration(tile_height);
+  const bool one_pair = task.end_tile - task.first_tile <= 2;
+  const int64_t pass_words = one_pair ? task.words : kPassWords;
+  const int64_t pairs = (task.end_tile - task.first_tile + 1) / 2;
+  const int64_t panels_at_once = task.end_tile - task.first_tile == 1 ? 2 : 1;
+  for (int64_t word = 0; word < task.words; word += pass_words) {
+    const int64_t words = task.words - word < pass_words ? task.words - word : pass_words;
+    const int64_t next_words = word + words;
+    BlockArgs args;
+    args.tile_height = tile_height;
+    args.panel_stride = task.words * kPanelWidth;
+    args.steps = words / kTileWords;
+    args.load_y = word > 0 || task.accumulate;
+    args.out_features = task.out_features;
+    for (int64_t panel = task.first_panel; panel < task.end_panel; panel += panels_at_once) {
+      const int64_t column = panel * kPanelWidth;
+      args.weights = task.weights + (panel * task.words + word) * kPanelWidth;
+      args.bias = word == 0 && task.bias != nullptr ? task.bias + column : nullptr;
+      args.columns = task.out_features - column;
+      args.fetch_stride = args.panel_stride;
+      if (one_pair) {
+        args.fetch = args.weights + kFetchAheadWords * kPanelWidth;
+        args.fetch_lines = kTileWords * kPanelRowBytes / 64;
+      } else {
+        // Each pair of tiles fetches a part of the panel that comes next.
+        const bool last = panel + 1 == task.end_panel;
+        args.fetch = last
+                         ? task.weights + (task.first_panel * task.words + next_words) * kPanelWidth
+                         : args.weights + args.panel_stride;
+        args.fetch_lines = last && next_words == task.words
+                               ? 0
+                               : (kTileWords * kPanelRowBytes / 64 + pairs - 1) / pairs;
+      }
+      for (int64_t tile = task.first_tile; tile < task.end_tile; tile += 2) {
+        const int64_t row = TileStart(task.rows, tiles, tile);
+        const bool two_tiles = tile + 1 < task.end_tile;
+        const int64_t middle = TileStart(task.rows, tiles, tile + 1);
+        const int64_t end = two_tiles ? TileStart(task.rows, tiles, tile + 2) : middle;
+        args.height[0] = middle - row;
+        args.height[1] = end - middle;
+        args.x[0] = task.x + row * task.words + word * args.height[0];
+        args.x[1] = task.x + middle * task.words + word * args.height[1];
+        args.y = task.y + row * task.out_features + column;
+        if (two_tiles) {
+          MultiplyBlock<2, 1>(args);
+        } else if (panels_at_once == 2 && panel + 1 < task.end_panel) {
+          MultiplyBlock<1, 2>(args);
+        } else {
+          MultiplyBlock<1, 1>(args);
+        }
+        args.fetch += args.steps * args.fetch_lines * (64 / sizeof(float));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+GemmFormat Bf16Format(const GemmFormat& simd) {
+  GemmFormat format = simd;
+  format.word_multiple = kTileWords;
+  format.max_tile_rows = kTileRows;
+  format.tiles_per_block = 32;
+  format.multiply_adds_per_ns = 500;
+  format.pack_rows = PackRows;
+  format.multiply = Multiply;
+  return format;
+}
+
+}  // namespace infllm::kernels::INFLLM_ISA
