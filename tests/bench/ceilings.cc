@@ -68,6 +68,25 @@ float Fma128(int64_t rounds) { return FmaChains<Vec4>(rounds); }
   for (int c = 0; c < kChains; ++c) total += sums[c][0];
   return total;
 }
+
+// Tiles of 16 rows of 16 sums, a step of 32 values each, which all are zero.
+constexpr double kTileFlops = 2.0 * 16 * 16 * 32;
+constexpr int kTileChains = 4;
+float TileChains(int64_t rounds) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  } config;
+  asm volatile("ldtilecfg %0" ::"m"(config));  // zeroes the tiles, too
+  for (int64_t i = 0; i < rounds; ++i) {
+    asm volatile(
+        "tdpbf16ps %tmm5, %tmm4, %tmm0\n\ttdpbf16ps %tmm5, %tmm4, %tmm1\n\t"
+        "tdpbf16ps %tmm5, %tmm4, %tmm2\n\ttdpbf16ps %tmm5, %tmm4, %tmm3");
+  }
+  asm volatile("tilerelease");
+  return 0;
+}
 #endif
 
 // The best rate of several tries of `run` on all threads, which does `flops` per round.
@@ -104,14 +123,14 @@ double FmaPeakFlops(ThreadPool& pool, Isa isa) {
   return best = PeakFlops(pool, run, 2.0 * lanes * kChains);
 }
 
-double Bf16PeakFlops(ThreadPool& pool) {
-  static std::map<int, double> measured;
-  double& best = measured[pool.threads()];
+double Bf16PeakFlops(ThreadPool& pool, Isa isa) {
+  static std::map<std::pair<Isa, int>, double> measured;
+  double& best = measured[{isa, pool.threads()}];
 #if defined(__x86_64__)
-  const std::vector<Isa> isas = kernels::SupportedIsas();
-  if (best == 0 && isas.back() == Isa::kAvx512Bf16) {
+  if (best == 0 && isa == Isa::kAvx512Bf16) {
     best = PeakFlops(pool, Bf16Chains, 4.0 * 16 * kChains);
   }
+  if (best == 0 && isa == Isa::kAmx) best = PeakFlops(pool, TileChains, kTileFlops * kTileChains);
 #endif
   return best;
 }

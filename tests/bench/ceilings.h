@@ -10,8 +10,8 @@ namespace infllm::bench {
 // vectors of `isa`. The best of several tries. Measured once per instruction set and thread count.
 double FmaPeakFlops(kernels::ThreadPool& pool, kernels::Isa isa);
 
-// The same of bf16 products (vdpbf16ps, 4 flops per 32-bit lane); 0 where the CPU has none.
-double Bf16PeakFlops(kernels::ThreadPool& pool);
+// The same of bf16 products (vdpbf16ps, or tdpbf16ps with AMX); 0 where `isa` has none.
+double Bf16PeakFlops(kernels::ThreadPool& pool, kernels::Isa isa);
 
 // Bytes per second that all threads of the pool read from memory that is in no cache.
 double ReadBandwidth(kernels::ThreadPool& pool);

@@ -4,6 +4,7 @@
 //   of_bandwidth  of the rate at which memory can be read, counting the weights once
 //   vs_onednn     our rate by oneDNN's: packed weights on both sides; its activations are already
 //                 bf16 and unpacked, ours are floats that are converted and packed on the way
+//   vs_avx512bf16 our rate with AMX by our own without
 // Times are the best of all iterations: other tenants of the machine only ever add to them.
 //   gemm_bench [--benchmark_filter=bf16/rows:512]
 #include <benchmark/benchmark.h>
@@ -12,7 +13,9 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,8 +33,8 @@ namespace infllm::bench {
 namespace {
 
 using kernels::Backend;
-using kernels::Buffer;
 using kernels::DType;
+using kernels::Isa;
 using kernels::PackedWeight;
 using kernels::ThreadPool;
 
@@ -51,7 +54,7 @@ ThreadPool& Pool(int threads) {
 }
 
 template <typename F>
-double Seconds(F call) {
+double Seconds(F& call) {
   const auto start = std::chrono::steady_clock::now();
   call();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -59,7 +62,7 @@ double Seconds(F call) {
 
 // The best time of one call in one turn.
 template <typename F>
-double BestOfTurn(F call) {
+double BestOfTurn(F& call) {
   double best = 1e9;
   for (double total = 0; total < kTurnSeconds;) {
     const double seconds = Seconds(call);
@@ -69,16 +72,27 @@ double BestOfTurn(F call) {
   return best;
 }
 
+struct Contender {
+  std::string name;  // of the ratio: our rate by its rate
+  std::function<void()> run;
+  double best = 1e9;
+};
+
+// Of a weight.
+struct Shape {
+  int64_t in, out;
+};
+
 #ifdef INFLLM_HAVE_ONEDNN
 class OneDnn {
  public:
-  OneDnn(int64_t rows, int64_t size, DType dtype, int threads) : stream_(engine_) {
+  OneDnn(int64_t rows, Shape shape, DType dtype, int threads) : stream_(engine_) {
     using dnnl::memory;
     omp_set_num_threads(threads);
     const auto type = dtype == DType::kF32 ? memory::data_type::f32 : memory::data_type::bf16;
-    const memory::desc x({rows, size}, type, memory::format_tag::ab);
-    const memory::desc w({size, size}, type, memory::format_tag::any);
-    const memory::desc y({rows, size}, memory::data_type::f32, memory::format_tag::ab);
+    const memory::desc x({rows, shape.in}, type, memory::format_tag::ab);
+    const memory::desc w({shape.in, shape.out}, type, memory::format_tag::any);
+    const memory::desc y({rows, shape.out}, memory::data_type::f32, memory::format_tag::ab);
     const dnnl::matmul::primitive_desc plan(dnnl::matmul::desc(x, w, y), engine_);
     matmul_ = dnnl::matmul(plan);
     args_ = {{DNNL_ARG_SRC, Zeroed(x)},
@@ -103,65 +117,89 @@ class OneDnn {
 };
 #endif
 
-void Linear(benchmark::State& state, DType dtype, int64_t rows, int64_t size, int threads) {
-  ThreadPool& pool = Pool(threads);
-  const std::unique_ptr<Backend> backend = kernels::NewCpuBackend(pool);
-  const std::vector<float> values(size * size, 0.5f);
-  const Backend::WeightSource source = {values.data(), DType::kF32, size};
-  const std::unique_ptr<PackedWeight> weight =
-      backend->PackWeight({&source, 1}, size, dtype).value();
-  const std::vector<float> x(rows * size, 0.25f);
-  std::vector<float> y(rows * size);
+// Linear with the instructions of one set.
+class Ours {
+ public:
+  Ours(ThreadPool& pool, Isa isa, int64_t rows, Shape shape, DType dtype)
+      : backend_(kernels::NewCpuBackend(pool, isa)),
+        rows_(rows),
+        x_(rows * shape.in, 0.25f),
+        y_(rows * shape.out) {
+    const std::vector<float> values(shape.in * shape.out, 0.5f);
+    const Backend::WeightSource source = {values.data(), DType::kF32, shape.out};
+    weight_ = backend_->PackWeight({&source, 1}, shape.in, dtype).value();
+  }
+  void operator()() {
+    ok_ &=
+        backend_->Linear({.x = x_.data(), .weight = weight_.get(), .y = y_.data(), .rows = rows_})
+            .ok();
+  }
+  bool ok() const { return ok_; }
 
-  const auto multiply = [&] {
-    const absl::Status status =
-        backend->Linear({.x = x.data(), .weight = weight.get(), .y = y.data(), .rows = rows});
-    if (!status.ok()) state.SkipWithError("Linear failed");
-  };
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<PackedWeight> weight_;
+  int64_t rows_;
+  std::vector<float> x_, y_;
+  bool ok_ = true;
+};
+
+void Linear(benchmark::State& state, DType dtype, int64_t rows, Shape shape, int threads) {
+  ThreadPool& pool = Pool(threads);
+  const Isa isa = kernels::SupportedIsas().back();
+  Ours ours(pool, isa, rows, shape, dtype);
   double best = 1e9;
   for (auto _ : state) {
-    const double seconds = Seconds(multiply);
+    const double seconds = Seconds(ours);
     state.SetIterationTime(seconds);
     best = std::min(best, seconds);
   }
-#ifdef INFLLM_HAVE_ONEDNN
-  OneDnn onednn(rows, size, dtype, threads);
-  double other = 1e9;
-  for (int turn = 0; turn < kTurns; ++turn) {
-    other = std::min(other, BestOfTurn([&] { onednn(); }));
-    best = std::min(best, BestOfTurn(multiply));
-  }
-#endif
 
-  const double flops = 2.0 * rows * size * size;
-  const double bytes = static_cast<double>(size * size * kernels::SizeOf(dtype));
-  const double peak = dtype == DType::kBF16 ? Bf16PeakFlops(pool)
-                                            : FmaPeakFlops(pool, kernels::SupportedIsas().back());
+  std::vector<Contender> others;
+#ifdef INFLLM_HAVE_ONEDNN
+  OneDnn onednn(rows, shape, dtype, threads);
+  others.push_back({"vs_onednn", std::ref(onednn)});
+#endif
+  std::optional<Ours> without_amx;
+  if (isa == Isa::kAmx && dtype == DType::kBF16) {
+    without_amx.emplace(pool, Isa::kAvx512Bf16, rows, shape, dtype);
+    others.push_back({"vs_avx512bf16", std::ref(*without_amx)});
+  }
+  for (int turn = 0; turn < kTurns; ++turn) {
+    for (Contender& other : others) other.best = std::min(other.best, BestOfTurn(other.run));
+    best = std::min(best, BestOfTurn(ours));
+  }
+  if (!ours.ok()) state.SkipWithError("Linear failed");
+
+  const double flops = 2.0 * rows * shape.in * shape.out;
+  const double bytes = static_cast<double>(shape.in * shape.out * kernels::SizeOf(dtype));
+  const double peak = dtype == DType::kBF16 ? Bf16PeakFlops(pool, isa) : FmaPeakFlops(pool, isa);
   state.counters["best_us"] = best * 1e6;
   state.counters["GFLOP/s"] = flops / best * 1e-9;
   state.counters["GB/s"] = bytes / best * 1e-9;
   state.counters["of_peak"] = flops / best / peak;
   state.counters["of_bandwidth"] = bytes / best / ReadBandwidth(pool);
-#ifdef INFLLM_HAVE_ONEDNN
-  state.counters["onednn_GFLOP/s"] = flops / other * 1e-9;
-  state.counters["vs_onednn"] = other / best;
-#endif
+  for (const Contender& other : others) state.counters[other.name] = other.best / best;
 }
 
 void RegisterAll() {
   std::vector<DType> dtypes = {DType::kF32};
-  const std::vector<kernels::Isa> isas = kernels::SupportedIsas();
-  if (isas.back() == kernels::Isa::kAvx512Bf16) dtypes.push_back(DType::kBF16);
+  const std::vector<Isa> isas = kernels::SupportedIsas();
+  if (isas.back() >= Isa::kAvx512Bf16) dtypes.push_back(DType::kBF16);
   std::vector<int> thread_counts = {1};
   if (ThreadPool::DefaultThreads() > 1) thread_counts.push_back(ThreadPool::DefaultThreads());
+  // Squares, and those of a layer of a small Llama.
+  const Shape shapes[] = {{64, 64},     {256, 256},   {512, 512},   {1024, 1024}, {2048, 2048},
+                          {4096, 4096}, {1024, 3072}, {1024, 5632}, {2816, 1024}};
   for (const int threads : thread_counts) {
     for (const DType dtype : dtypes) {
-      for (const int64_t rows : {1, 16, 128, 512}) {
-        for (const int64_t size : {64, 256, 512, 1024, 2048, 4096}) {
+      for (const int64_t rows : {1, 2, 4, 8, 32, 128, 512}) {
+        for (const Shape shape : shapes) {
           const std::string name =
               "Linear/" + std::string(Name(dtype)) + "/rows:" + std::to_string(rows) +
-              "/size:" + std::to_string(size) + "/threads:" + std::to_string(threads);
-          benchmark::RegisterBenchmark(name.c_str(), Linear, dtype, rows, size, threads)
+              "/in:" + std::to_string(shape.in) + "/out:" + std::to_string(shape.out) +
+              "/threads:" + std::to_string(threads);
+          benchmark::RegisterBenchmark(name.c_str(), Linear, dtype, rows, shape, threads)
               ->UseManualTime()
               ->MinTime(kMinSeconds)
               ->Unit(benchmark::kMicrosecond);
