@@ -70,7 +70,7 @@ absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const s
   if (!flags.runtime.json) {
     absl::FPrintF(stderr, "reading %s tokens (%s of text) with policy %s\n",
                   WithThousands(result.tokens), FormatByteSize(static_cast<int64_t>(text.size())),
-                  flags.runtime.policy);
+                  std::string(worker::Name(flags.runtime.attention.policy)));
   }
   const auto start = std::chrono::steady_clock::now();
   Progress progress("reading", "tokens", result.tokens);
@@ -140,7 +140,7 @@ absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Ses
 
 absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Ingested& ingested) {
   Json report = {
-      {"policy", flags.runtime.policy},
+      {"policy", worker::Name(flags.runtime.attention.policy)},
       {"text_tokens", ingested.tokens},
       {"load_seconds", runtime.load_seconds},
       {"ingest_seconds", ingested.seconds},

@@ -53,7 +53,7 @@ absl::Status CheckRamHoldsBlockCache(int64_t ram_bytes, const worker::ModelConfi
 absl::Status CheckAttention(const RuntimeFlags& flags, const worker::ModelConfig& model,
                             kernels::DType dtype) {
   INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
-  const worker::AttentionOptions attention = ResolveAttention(flags);
+  const worker::AttentionOptions& attention = flags.attention;
   INFLLM_RETURN_IF_ERROR(attention.Validate(model));
   if (attention.policy != worker::PolicyKind::kInfLlm || !flags.memstore.empty()) {
     return absl::OkStatus();
@@ -86,7 +86,7 @@ absl::StatusOr<std::unique_ptr<ModelRuntime>> ModelRuntime::Load(
 
 absl::StatusOr<AttentionRuntime> NewAttention(ModelRuntime& model, const RuntimeFlags& flags) {
   INFLLM_RETURN_IF_ERROR(CheckAttention(flags, model.model->config, model.dtype));
-  const worker::AttentionOptions options = ResolveAttention(flags);
+  const worker::AttentionOptions& options = flags.attention;
   AttentionRuntime attention;
   if (options.policy == worker::PolicyKind::kInfLlm) {
     INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
