@@ -73,7 +73,7 @@ absl::StatusOr<Reading> Read(Runtime& runtime, worker::Scheduler& scheduler, con
   if (!flags.runtime.json) {
     absl::FPrintF(stderr, "reading %s tokens (%s of text) with policy %s\n",
                   WithThousands(reading.tokens), FormatByteSize(static_cast<int64_t>(text.size())),
-                  flags.runtime.policy);
+                  std::string(worker::Name(flags.runtime.attention.policy)));
   }
   const auto start = std::chrono::steady_clock::now();
   Progress progress("reading", "tokens", reading.tokens);
@@ -236,7 +236,7 @@ class Interview {
 
 absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Reading& reading) {
   Json report = {
-      {"policy", flags.runtime.policy},
+      {"policy", worker::Name(flags.runtime.attention.policy)},
       {"text_tokens", reading.tokens},
       {"load_seconds", runtime.load_seconds},
       {"ingest_seconds", reading.seconds},

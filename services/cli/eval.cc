@@ -130,7 +130,8 @@ absl::Status PlanTasks(const EvalFlags& flags, EvalPlan& plan) {
 absl::Status PlanLocal(const EvalFlags& flags, const std::atomic<bool>* cancel, EvalPlan& plan,
                        std::unique_ptr<worker::ModelRuntime>& model) {
   ConfigurationChoice choice = flags.configurations;
-  if (choice.scorings.empty()) choice.scorings = {flags.runtime.scoring};
+  if (choice.scorings.empty())
+    choice.scorings.emplace_back(worker::Name(flags.runtime.attention.scoring));
   INFLLM_ASSIGN_OR_RETURN(std::vector<AttentionConfiguration> configurations,
                           MakeConfigurations(flags.runtime, choice));
   std::vector<RuntimeFlags> attentions;
@@ -277,9 +278,10 @@ void AddConfigurationFlags(CLI::App& app, EvalFlags& flags) {
                          "; pi and ntk are full attention with scaled RoPE, by length / trained "
                          "length unless --rope-factor is given")
           ->capture_default_str());
-  local.push_back(app.add_option(
-      "--scoring", choice.scorings,
-      "of policy infllm: mean (the paper's), head-vote; default: " + flags.runtime.scoring));
+  local.push_back(
+      app.add_option("--scoring", choice.scorings,
+                     absl::StrCat("of policy infllm: mean (the paper's), head-vote; default: ",
+                                  std::string(worker::Name(flags.runtime.attention.scoring)))));
   for (CLI::Option* option : local) {
     option->delimiter(',')->allow_extra_args(false)->group(group);
   }

@@ -2,16 +2,21 @@
 
 #include <CLI/CLI.hpp>
 #include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+<<<<<<< HEAD:services/runtime/flags.cc
 #include "services/runtime/presets.h"
+=======
+#include "services/cli/presets.h"
+#include "worker/attention/option_table.h"
+>>>>>>> options:services/cli/flags.cc
 
 namespace infllm::services {
 namespace {
-
-constexpr char kMethod[] = "Method";
-constexpr char kSeveral[] = "Configurations";  // where a command takes several values of a flag
 
 // Gives the flags of the method that the command line does not name their value in the preset,
 // through the same checks.
@@ -21,29 +26,52 @@ void ApplyPreset(CLI::App& command, const RuntimeFlags& flags) {
     throw CLI::ValidationError("--preset", std::string(settings.status().message()));
   }
   for (const auto& [flag, value] : *settings) {
-    CLI::Option* const option = command.get_option_no_throw("--" + flag);
-    if (option == nullptr && (flag == "policy" || flag == "rope-scaling")) continue;  // not here
-    if (option == nullptr || (option->get_group() != kMethod && option->get_group() != kSeveral)) {
+    if (worker::FindOption(flag) == nullptr) {
       throw CLI::ValidationError("--preset", absl::StrCat(flags.preset, " sets ", flag,
                                                           ", which is no flag of the method"));
     }
-    if (option->count() > 0) continue;
+    CLI::Option* const option = command.get_option_no_throw("--" + flag);
+    if (option == nullptr || option->count() > 0) continue;  // null where the command has its own
     option->add_result(value);
     option->run_callback();
   }
 }
 
+// As CLI::Range and CLI::IsMember show it.
+std::string TypeName(const worker::AttentionOption& option) {
+  if (const auto* integer = std::get_if<worker::IntegerOption>(&option.kind)) {
+    return absl::StrCat("INT in [", integer->least, " - ", integer->most, "]");
+  }
+  if (const auto* real = std::get_if<worker::RealOption>(&option.kind)) {
+    return absl::StrCat("FLOAT in [", real->least, " - ", real->most, "]");
+  }
+  std::string names = "TEXT:{";
+  for (const std::string_view name : std::get<worker::ChoiceOption>(option.kind).names) {
+    absl::StrAppend(&names, names.back() == '{' ? "" : ",", std::string(name));
+  }
+  return names + "}";
+}
+
+// `options` has the default; it must outlive the command.
+void AddMethodFlag(CLI::App& command, const worker::AttentionOption& option,
+                   worker::AttentionOptions& options) {
+  const std::string flag = absl::StrCat("--", std::string(option.name));
+  command
+      .add_option_function<std::string>(
+          flag,
+          [flag, &option, &options](const std::string& text) {
+            const absl::Status status = worker::SetOption(option, text, options);
+            if (!status.ok()) throw CLI::ValidationError(flag, std::string(status.message()));
+          },
+          std::string(option.help))
+      ->type_name(TypeName(option))
+      ->default_str(worker::ValueText(option, options))
+      ->group("Method");
+}
+
 }  // namespace
 
 void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
-  using worker::Name;
-  worker::AttentionOptions& a = flags.attention;
-  flags.policy = Name(a.policy);
-  flags.rope_scaling = Name(a.rope_scaling);
-  flags.cache_policy = Name(a.cache_policy);
-  flags.scoring = Name(a.scoring);
-  flags.representatives = Name(a.representative);
-
   const auto choice = [&](const char* name, std::string& value, const char* help,
                           std::vector<std::string> names) {
     return command.add_option(name, value, help)
@@ -93,7 +121,6 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
           "or /var/tmp (in process only)")
       ->group("Memory store");
 
-  const char* method = kMethod;
   std::string presets =
       "settings of the flags below that are not given; auto: what the model's infllm.json "
       "recommends, if it has one; none: the defaults below";
@@ -104,52 +131,10 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   }
   choice("--preset", flags.preset, presets.c_str(), std::move(preset_names))->group("Preset");
   command.parse_complete_callback([&command, &flags] { ApplyPreset(command, flags); });
-  choice("--policy", flags.policy, "which tokens a query attends",
-         {"full", "streaming-llm", "lm-infinite", "infllm"})
-      ->group(method);
-  choice("--rope-scaling", flags.rope_scaling,
-         "linear: positions / factor (PI); ntk: base * factor^(D/(D-2))", {"none", "linear", "ntk"})
-      ->group(method);
-  const auto number = [&](const char* name, auto& value, const char* help) {
-    command.add_option(name, value, help)->capture_default_str()->group(method);
-  };
-  number("--rope-factor", a.rope_factor, "factor of --rope-scaling");
-  number("--n-init", a.n_init, "tokens kept from the start of the text (sinks)");
-  number("--n-local", a.n_local, "tokens of the sliding window");
-  number("--block-tokens", a.block_tokens, "tokens per memory block");
-  number("--top-k", a.top_k, "blocks retrieved per exec block and layer");
-  number("--repr-top-k", a.repr_top_k,
-         "tokens of a block whose keys make its --representatives mean-key");
-  number("--exec-block", a.exec_block, "prefill tokens that share one retrieval");
-  number("--cache-blocks", a.cache_blocks, "retrieved blocks kept per layer on the device");
-  choice("--cache-policy", flags.cache_policy, "which cached block goes first", {"lru", "lru-s"})
-      ->group(method);
-  number("--score-decay", a.score_decay, "decay per exec block of --cache-policy lru-s");
-  choice("--scoring", flags.scoring,
-         "relevance of a block: the paper's mean, or a vote of the heads", {"mean", "head-vote"})
-      ->group(method);
-  choice("--representatives", flags.representatives,
-         "what stands for a block: the mean of its --repr-top-k keys that drew most attention (the "
-         "paper's), or the bounds of all its keys (Quest)",
-         {"mean-key", "bounds"})
-      ->group(method);
-  choice("--compat", flags.compat,
-         "reference: double counting as in the published code, for parity runs; needs "
-         "--representatives mean-key",
-         {"none", "reference"})
-      ->group(method);
+  for (const worker::AttentionOption& option : worker::OptionTable()) {
+    AddMethodFlag(command, option, flags.attention);
+  }
   command.add_flag("--json", flags.json, "print one JSON object on stdout instead of text");
-}
-
-worker::AttentionOptions ResolveAttention(const RuntimeFlags& flags) {
-  worker::AttentionOptions options = flags.attention;
-  options.policy = *worker::ParsePolicyKind(flags.policy);
-  options.rope_scaling = *worker::ParseRopeScaling(flags.rope_scaling);
-  options.cache_policy = *worker::ParseCachePolicy(flags.cache_policy);
-  options.scoring = *worker::ParseScoring(flags.scoring);
-  options.representative = *worker::ParseRepresentativeKind(flags.representatives);
-  options.compat_reference = flags.compat == "reference";
-  return options;
 }
 
 }  // namespace infllm::services

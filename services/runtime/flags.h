@@ -25,21 +25,12 @@ struct RuntimeFlags {
   std::string kv_bytes = "auto";  // bytes, or auto
   int64_t step_tokens = 512;
   std::string preset = "auto";  // of presets.h; fills in the flags of the method that are not given
-  worker::AttentionOptions attention;  // numbers are bound here; names below are parsed by Resolve
-  std::string policy{worker::Name(attention.policy)};
-  std::string rope_scaling{worker::Name(attention.rope_scaling)};
-  std::string cache_policy{worker::Name(attention.cache_policy)};
-  std::string scoring{worker::Name(attention.scoring)};
-  std::string representatives{worker::Name(attention.representative)};
-  std::string compat = "none";
+  worker::AttentionOptions attention;  // the flags of the method
   bool json = false;
 };
 
 // Binds the flags to `command`. `flags` must outlive it. The preset is applied when the command
 // line has been parsed.
 void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags);
-
-// The attention options with the named choices filled in. The parser has checked the names.
-worker::AttentionOptions ResolveAttention(const RuntimeFlags& flags);
 
 }  // namespace infllm::services

@@ -11,7 +11,7 @@
 
 namespace infllm::services {
 
-// Flags of the group "Method" without dashes, and their values.
+// Options of worker/attention/option_table.h by name, and their values.
 using MethodSettings = std::vector<std::pair<std::string, std::string>>;
 
 struct Preset {

@@ -57,7 +57,7 @@ absl::Status CheckAttention(const RuntimeFlags& flags, const worker::ModelConfig
                             kernels::DType dtype) {
   INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
   INFLLM_RETURN_IF_ERROR(ParseKvBytes(flags).status());
-  const worker::AttentionOptions attention = ResolveAttention(flags);
+  const worker::AttentionOptions& attention = flags.attention;
   INFLLM_RETURN_IF_ERROR(attention.Validate(model));
   if (attention.policy != worker::PolicyKind::kInfLlm || !flags.memstore.empty()) {
     return absl::OkStatus();
@@ -124,7 +124,7 @@ absl::StatusOr<EngineRuntime> NewEngine(worker::ModelRuntime& model, const Runti
                                         const std::atomic<bool>* cancel) {
   const worker::ModelConfig& config = model.model->config;
   INFLLM_RETURN_IF_ERROR(CheckAttention(flags, config, model.dtype));
-  const worker::AttentionOptions options = ResolveAttention(flags);
+  const worker::AttentionOptions& options = flags.attention;
   EngineRuntime runtime{.step_tokens = flags.step_tokens, .max_sequences = kMostSequences};
   if (options.policy == worker::PolicyKind::kInfLlm) {
     INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));

@@ -61,11 +61,13 @@ int Main(int argc, char** argv) {
   absl::PrintF("\n|---|");
   for (size_t i = 0; i < lengths.size(); ++i) absl::PrintF("--:|--:|");
   absl::PrintF("\n");
-  for (const char* policy : {"full", "streaming-llm", "lm-infinite", "infllm"}) {
-    flags.policy = policy;
-    absl::PrintF("| %s |", policy);
+  using worker::PolicyKind;
+  for (const PolicyKind policy : {PolicyKind::kFull, PolicyKind::kStreamingLlm,
+                                  PolicyKind::kLmInfinite, PolicyKind::kInfLlm}) {
+    flags.attention.policy = policy;
+    absl::PrintF("| %s |", std::string(worker::Name(policy)));
     for (const int64_t length : lengths) {
-      if (flags.policy == "full" && length > full_limit) {
+      if (policy == PolicyKind::kFull && length > full_limit) {
         absl::PrintF(" - | - |");
         continue;
       }

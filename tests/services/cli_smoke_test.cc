@@ -97,6 +97,7 @@ TEST_F(CliTest, WrongUsageIsStatusTwoAndNamesTheFlag) {
            {{"generate", "--model", kModel, "--policy", "magic"}, "--policy"},
            {{"generate", "--model", kModel, "--n-local", "many"}, "--n-local"},
            {{"generate", "--model", kModel, "--representatives", "all"}, "--representatives"},
+           {{"generate", "--model", kModel, "--top-k", "70000"}, "top-k is 70000"},
            {{"generate", "--model", kModel, "--no-such-flag"}, "no-such-flag"}}) {
     const Result result = Run(arguments);
     EXPECT_EQ(result.status, 2) << what;
@@ -284,7 +285,7 @@ TEST_F(CliTest, ScoresWithTheOptionsOfTheMemory) {
   const std::string endpoint = "unix:" + dir_.path() + "/store";
   Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--cold-dir", dir_.file("cold")});
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
-  for (const char* option : {"--representatives=mean-key", "--scoring=head-vote", "--top-k=3"}) {
+  for (const char* option : {"--representatives=mean-key", "--scoring=head-vote"}) {
     const double changed = nll(option);
     EXPECT_NE(changed, infllm) << option;
     EXPECT_EQ(nll(option, endpoint), changed) << option;

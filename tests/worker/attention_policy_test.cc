@@ -100,11 +100,13 @@ TEST_P(AttentionPolicyTest, InfLlmAttendsExactlyTheReportedBlocks) {
   const auto policy = Policy(model, options);
   ASSERT_OK_AND_ASSIGN(const auto state, policy->NewState());
   std::vector<std::vector<int64_t>> chosen(static_cast<size_t>(s.tokens));
-  state->observer =
-      [&](int64_t layer, int64_t position, std::span<const memstore::SelectedBlock> blocks) {
+  state->observer = [&](int64_t layer, int64_t position,
+                        std::span<const memstore::SelectedBlock> blocks) {
     if (layer != model.layers - 1) return;
-    for (const auto& block : blocks) chosen[static_cast<size_t>(position)].push_back(block.index);
-      });
+    for (const auto& block : blocks) {
+      chosen[static_cast<size_t>(position)].push_back(block.index);
+    }
+  };
   const auto actual = Feed(*policy, model, *state, s, 0, s.tokens, 20);
   int64_t partial = 0;
   const auto expected = OracleAttention(model, s, [&](int64_t i, int64_t j) {
@@ -249,8 +251,24 @@ INSTANTIATE_TEST_SUITE_P(
         BadOptions{"NoExecBlock", [](auto& o) { o.exec_block = 0; }, "exec-block is 0", "[1, "},
         BadOptions{"NegativeInit", [](auto& o) { o.n_init = -1; }, "n-init is -1", "[0, "},
         BadOptions{"NoWindow", [](auto& o) { o.n_local = 0; }, "n-local is 0", "[1, "},
-        BadOptions{"ReprTopKAboveBlock", [](auto& o) { o.repr_top_k = 33; }, "repr-top-k is 33",
-                   "block-tokens is 32"},
+        BadOptions{"ReprTopKAboveBlock",
+                   [](auto& o) {
+                     o.representative = kernels::RepresentativeKind::kMeanKey;
+                     o.repr_top_k = 33;
+                   },
+                   "repr-top-k is 33", "block-tokens, which is 32"},
+        BadOptions{"BlockAboveTheStores", [](auto& o) { o.block_tokens = 8193; },
+                   "block-tokens is 8193", "[1, 8192]"},
+        BadOptions{"FarBias", [](auto& o) { o.far_bias = 21; }, "far-bias is 21", "[-20, 20]"},
+        BadOptions{"CompatFarBias",
+                   [](auto& o) {
+                     o.compat_reference = true;
+                     o.representative = kernels::RepresentativeKind::kMeanKey;
+                     o.far_bias = 1;
+                   },
+                   "far-bias is 1", "must be 0 with compat reference"},
+        BadOptions{"FarBiasThatNobodyAdds",  // goes when attention adds it
+                   [](auto& o) { o.far_bias = 1; }, "far-bias is 1", "does not use it yet"},
         BadOptions{"CacheBelowTopK", [](auto& o) { o.top_k = 129; }, "cache-blocks is 128",
                    "top-k, which is 129"},
         BadOptions{"TopKAboveARequest",
@@ -298,6 +316,8 @@ TEST(AttentionOptionsTest, OtherPoliciesIgnoreTheOptionsOfTheMemory) {
   AttentionOptions options;
   options.cache_blocks = 1;
   options.compat_reference = true;
+  options.far_bias = 1;
+  options.repr_top_k = 64;
   for (const PolicyKind policy :
        {PolicyKind::kFull, PolicyKind::kStreamingLlm, PolicyKind::kLmInfinite}) {
     options.policy = policy;
@@ -305,12 +325,10 @@ TEST(AttentionOptionsTest, OtherPoliciesIgnoreTheOptionsOfTheMemory) {
   }
 }
 
-TEST(AttentionOptionsTest, NamesAreReadBack) {
-  using kernels::RepresentativeKind;
-  for (const auto kind : {RepresentativeKind::kMeanKey, RepresentativeKind::kBounds}) {
-    EXPECT_EQ(ParseRepresentativeKind(Name(kind)), kind);
-  }
-  EXPECT_EQ(ParseRepresentativeKind("mean"), std::nullopt);
+TEST(AttentionOptionsTest, BoundsDoNotAskForTokensOfAMeanKey) {
+  AttentionOptions options;
+  options.block_tokens = 2;  // below the default of repr_top_k
+  EXPECT_OK(options.Validate(TinyModel()));
 }
 
 }  // namespace

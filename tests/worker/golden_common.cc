@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/in_process_store.h"
+#include "worker/attention/option_table.h"
 
 namespace infllm::worker {
 namespace {
@@ -57,8 +58,13 @@ absl::StatusOr<LogitsGolden> ReadPagedInferGolden() {
 
 AttentionOptions ReadOptions(const json& options) {
   AttentionOptions result;
-  result.policy = ParsePolicyKind(options.at("policy").get<std::string>()).value();
-  result.rope_scaling = ParseRopeScaling(options.at("rope_scaling").get<std::string>()).value();
+  const auto set = [&](const char* option, const char* key) {
+    INFLLM_CHECK(SetOption(*FindOption(option), options.at(key).get<std::string>(), result).ok());
+  };
+  set("policy", "policy");
+  set("rope-scaling", "rope_scaling");
+  set("scoring", "scoring");
+  set("compat", "compat");
   result.rope_factor = options.at("rope_factor");
   result.n_init = options.at("n_init");
   result.n_local = options.at("n_local");
@@ -67,8 +73,6 @@ AttentionOptions ReadOptions(const json& options) {
   result.repr_top_k = options.at("repr_top_k");
   result.exec_block = options.at("exec_block");
   result.representative = kernels::RepresentativeKind::kMeanKey;
-  result.scoring = ParseScoring(options.at("scoring").get<std::string>()).value();
-  result.compat_reference = options.at("compat") == "reference";
   result.cache_blocks = result.top_k + 1;  // no result depends on it; small makes it work
   return result;
 }

@@ -60,15 +60,13 @@ class InfLlmVariantsTest : public AttentionPolicyTest {
     const auto policy = Policy(model, options);
     auto state = policy->NewState();
     EXPECT_OK(state);
-    (*state)->observer =
-        [&](int64_t layer, int64_t position, std::span<const memstore::SelectedBlock> blocks) {
+    (*state)->observer = [&](int64_t layer, int64_t position,
+                             std::span<const memstore::SelectedBlock> blocks) {
       if (layer != model.layers - 1) return;
       OracleRetrieval& retrieval = outcome.retrievals.emplace_back();
       retrieval.position = position;
-      for (const memstore::SelectedBlock& block : blocks) {
-        retrieval.blocks.push_back(block.index);
-      }
-        });
+      for (const memstore::SelectedBlock& block : blocks) retrieval.blocks.push_back(block.index);
+    };
     outcome.out = Feed(*policy, model, **state, s, 0, s.tokens, chunk);
     outcome.stats = policy->StatsOf(**state);
     return outcome;

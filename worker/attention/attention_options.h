@@ -1,9 +1,7 @@
-// The parameters of the attention policies, with the names they have everywhere: flags, API, files.
+// The parameters of the attention policies. option_table.h has their names, ranges and meaning.
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <string>
 #include <string_view>
 
 #include "absl/status/status.h"
@@ -32,11 +30,6 @@ std::string_view Name(RopeScaling scaling);
 std::string_view Name(CachePolicy policy);
 std::string_view Name(kernels::Scoring scoring);
 std::string_view Name(kernels::RepresentativeKind kind);
-std::optional<PolicyKind> ParsePolicyKind(std::string_view name);
-std::optional<RopeScaling> ParseRopeScaling(std::string_view name);
-std::optional<CachePolicy> ParseCachePolicy(std::string_view name);
-std::optional<kernels::Scoring> ParseScoring(std::string_view name);
-std::optional<kernels::RepresentativeKind> ParseRepresentativeKind(std::string_view name);
 
 // Window, sinks, exec blocks and the number of far tokens are the paper's for Mistral-7B. The size
 // of a block and what it is known by are what README.md's study found best; the paper has 16 blocks
@@ -56,11 +49,13 @@ struct AttentionOptions {
   double score_decay = 0.1;  // of kLruS, per exec block
   kernels::Scoring scoring = kernels::Scoring::kMean;
   kernels::RepresentativeKind representative = kernels::RepresentativeKind::kBounds;
+  double far_bias = 0;  // nats added to the logits of retrieved blocks; not sinks nor remainder
   // Reproduces the published code where it departs from the paper: in-window tokens of an exec
   // block that are attended a second time as far ones. For parity runs only.
   bool compat_reference = false;
 
-  // INVALID_ARGUMENT names the parameter, its value and the limit.
+  // INVALID_ARGUMENT names the option, its value and the limit. Ranges hold for all options; how
+  // they must fit each other and the model is asked only of those that the policy uses.
   absl::Status Validate(const ModelConfig& model) const;
 };
 

@@ -1,6 +1,5 @@
 #include "services/eval/run/configurations.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <cctype>
@@ -14,11 +13,10 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "kernels/core/status_macros.h"
+#include "worker/attention/option_table.h"
 
 namespace infllm::services {
 namespace {
-
-using worker::PolicyKind;
 
 struct NamedPolicy {
   const char* name;
@@ -32,65 +30,48 @@ constexpr std::array<NamedPolicy, 6> kPolicies = {{{"full", "full", "none"},
                                                    {"streaming-llm", "streaming-llm", nullptr},
                                                    {"infllm", "infllm", nullptr}}};
 
-// Whether a flag of the method has any effect under these options.
-bool Matters(const std::string& flag, const worker::AttentionOptions& options) {
-  if (flag == "rope-factor") return options.rope_scaling != worker::RopeScaling::kNone;
-  if (flag == "policy" || flag == "rope-scaling") return true;
-  if (options.policy == PolicyKind::kInfLlm) return true;
-  return options.policy != PolicyKind::kFull && (flag == "n-init" || flag == "n-local");
-}
+// Options by name and what they are set to, in order.
+using Assignments = std::vector<std::pair<std::string, std::string>>;
 
-// What a command line after `base` gives; the same parser as that of the command itself.
-absl::StatusOr<AttentionConfiguration> Parse(const RuntimeFlags& base,
-                                             const std::vector<std::string>& arguments) {
+// The flags after these assignments.
+absl::StatusOr<AttentionConfiguration> Assign(const RuntimeFlags& base,
+                                              const Assignments& assignments) {
   AttentionConfiguration result{.name = "", .flags = base, .settings = {}};
-  RuntimeFlags& flags = result.flags;
-  flags.attention = ResolveAttention(base);  // which AddRuntimeFlags takes the defaults from
-  flags.preset = "none";                     // it has been applied to them
-  CLI::App parser;
-  AddRuntimeFlags(parser, flags);
-  parser.get_option("--model")->required(false);
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());  // as CLI11 wants them
-  try {
-    parser.parse(reversed);
-  } catch (const CLI::ParseError& error) {
-    return absl::InvalidArgumentError(error.what());
+  worker::AttentionOptions& options = result.flags.attention;
+  for (const auto& [name, value] : assignments) {
+    INFLLM_RETURN_IF_ERROR(worker::SetOption(*worker::FindOption(name), value, options));
   }
-  const worker::AttentionOptions options = ResolveAttention(flags);
-  for (const CLI::Option* option : parser.get_options()) {
-    if (option->get_group() != "Method" || !Matters(option->get_lnames().at(0), options)) continue;
-    result.settings[option->get_lnames()[0]] =
-        option->count() > 0 ? option->results().back() : option->get_default_str();
+  for (const worker::AttentionOption& option : worker::OptionTable()) {
+    if (!option.matters(options)) continue;
+    result.settings[std::string(option.name)] = worker::ValueText(option, options);
   }
   return result;
 }
 
 struct Variation {
-  std::string flag;
+  const worker::AttentionOption* option;
   std::vector<std::string> values;
+  std::string name() const { return std::string(option->name); }
 };
 
-// Names of flags that --vary takes: those of the method that nothing else sets.
-std::vector<std::string> VariableFlags(const RuntimeFlags& base) {
-  RuntimeFlags flags = base;
-  CLI::App parser;
-  AddRuntimeFlags(parser, flags);
+// What --vary takes: the policy has a flag of its own.
+const worker::AttentionOption* FindVariable(const std::string& name) {
+  return name == "policy" ? nullptr : worker::FindOption(name);
+}
+std::string VariableNames() {
   std::vector<std::string> names;
-  for (const CLI::Option* option : parser.get_options()) {
-    if (option->get_group() == "Method" && option->get_lnames().at(0) != "policy") {
-      names.push_back(option->get_lnames()[0]);
-    }
+  for (const worker::AttentionOption& option : worker::OptionTable()) {
+    if (option.name != "policy") names.emplace_back(option.name);
   }
-  return names;
+  return absl::StrJoin(names, ", ");
 }
 
-absl::StatusOr<std::vector<Variation>> ParseVariations(const RuntimeFlags& base,
-                                                       const std::vector<std::string>& texts) {
-  const std::vector<std::string> known = VariableFlags(base);
+absl::StatusOr<std::vector<Variation>> ParseVariations(const std::vector<std::string>& texts) {
   std::vector<Variation> variations;
   for (const std::string& text : texts) {
     const size_t equals = text.find('=');
-    Variation variation{.flag = text.substr(0, equals), .values = {}};
+    const std::string name = text.substr(0, equals);
+    Variation variation{.option = FindVariable(name), .values = {}};
     if (equals != std::string::npos) {
       variation.values = absl::StrSplit(text.substr(equals + 1), ',', absl::SkipEmpty());
     }
@@ -98,18 +79,22 @@ absl::StatusOr<std::vector<Variation>> ParseVariations(const RuntimeFlags& base,
       return absl::InvalidArgumentError(
           absl::StrCat("--vary ", text, ": must be FLAG=VALUE,VALUE,..."));
     }
-    if (std::find(known.begin(), known.end(), variation.flag) == known.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("--vary ", text, ": there is no flag ",
-                                                     variation.flag, " to vary; there are ",
-                                                     absl::StrJoin(known, ", ")));
+    if (variation.option == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("--vary ", text, ": there is no flag ", name,
+                                                     " to vary; there are ", VariableNames()));
     }
     for (const Variation& other : variations) {
-      if (other.flag != variation.flag) continue;
+      if (other.option != variation.option) continue;
       return absl::InvalidArgumentError(
-          absl::StrCat("--vary ", variation.flag, " is given twice: give all its values in one"));
+          absl::StrCat("--vary ", name, " is given twice: give all its values in one"));
     }
     variations.push_back(std::move(variation));
   }
+  // An option that matters only with some value of another, such as the factor of a scaling, is
+  // varied after it.
+  std::stable_partition(variations.begin(), variations.end(), [](const Variation& v) {
+    return v.option->matters(worker::AttentionOptions());
+  });
   return variations;
 }
 
@@ -120,29 +105,27 @@ class Product {
       : base_(base), choice_(choice), variations_(std::move(variations)) {}
 
   // Adds all configurations that begin so, with the flags from `next` on varied.
-  absl::Status Add(const std::string& name, const std::vector<std::string>& arguments,
-                   size_t next = 0) {
-    absl::StatusOr<AttentionConfiguration> made = Parse(base_, arguments);
+  absl::Status Add(const std::string& name, const Assignments& assignments, size_t next = 0) {
+    absl::StatusOr<AttentionConfiguration> made = Assign(base_, assignments);
     if (!made.ok()) {
       return absl::InvalidArgumentError(
           absl::StrCat("configuration ", name, ": ", made.status().message()));
     }
-    const worker::AttentionOptions options = ResolveAttention(made->flags);
-    // Scaling is varied before its factor, which matters only with it.
-    while (next < variations_.size() && !Matters(variations_[next].flag, options)) ++next;
+    const worker::AttentionOptions& options = made->flags.attention;
+    while (next < variations_.size() && !variations_[next].option->matters(options)) ++next;
     if (next < variations_.size()) {
       used_.insert(next);
       for (const std::string& value : variations_[next].values) {
-        const std::string setting = absl::StrCat(variations_[next].flag, "=", value);
-        std::vector<std::string> more = arguments;
-        more.push_back("--" + setting);
-        INFLLM_RETURN_IF_ERROR(Add(absl::StrCat(name, "/", setting), more, next + 1));
+        Assignments more = assignments;
+        more.emplace_back(variations_[next].name(), value);
+        INFLLM_RETURN_IF_ERROR(
+            Add(absl::StrCat(name, "/", variations_[next].name(), "=", value), more, next + 1));
       }
       return absl::OkStatus();
     }
     const bool factor_varied =
         std::any_of(variations_.begin(), variations_.end(),
-                    [](const Variation& variation) { return variation.flag == "rope-factor"; });
+                    [](const Variation& variation) { return variation.name() == "rope-factor"; });
     if (options.rope_scaling != worker::RopeScaling::kNone && !choice_.rope_factor_given &&
         !factor_varied) {
       made->rope_factor_of_length = true;
@@ -158,7 +141,7 @@ class Product {
   absl::StatusOr<std::vector<AttentionConfiguration>> Take() {
     for (size_t i = 0; i < variations_.size(); ++i) {
       if (used_.contains(i)) continue;
-      return absl::InvalidArgumentError(absl::StrCat("--vary ", variations_[i].flag,
+      return absl::InvalidArgumentError(absl::StrCat("--vary ", variations_[i].name(),
                                                      " has no effect on ",
                                                      absl::StrJoin(choice_.policies, ", ")));
     }
@@ -183,9 +166,7 @@ std::vector<std::string> PolicyNames() {
 
 absl::StatusOr<std::vector<AttentionConfiguration>> MakeConfigurations(
     const RuntimeFlags& base, const ConfigurationChoice& choice) {
-  INFLLM_ASSIGN_OR_RETURN(std::vector<Variation> variations, ParseVariations(base, choice.vary));
-  std::stable_partition(variations.begin(), variations.end(),
-                        [](const Variation& v) { return v.flag != "rope-factor"; });
+  INFLLM_ASSIGN_OR_RETURN(std::vector<Variation> variations, ParseVariations(choice.vary));
   Product product(base, choice, std::move(variations));
   for (const std::string& name : choice.policies) {
     const auto policy = std::find_if(kPolicies.begin(), kPolicies.end(),
@@ -195,17 +176,17 @@ absl::StatusOr<std::vector<AttentionConfiguration>> MakeConfigurations(
                                                      "; there are ",
                                                      absl::StrJoin(PolicyNames(), ", ")));
     }
-    std::vector<std::string> arguments = {absl::StrCat("--policy=", policy->policy)};
+    Assignments assignments = {{"policy", policy->policy}};
     if (policy->rope_scaling != nullptr) {
-      arguments.push_back(absl::StrCat("--rope-scaling=", policy->rope_scaling));
+      assignments.emplace_back("rope-scaling", policy->rope_scaling);
     }
     if (name != "infllm") {
-      INFLLM_RETURN_IF_ERROR(product.Add(name, arguments));
+      INFLLM_RETURN_IF_ERROR(product.Add(name, assignments));
       continue;
     }
     for (const std::string& scoring : choice.scorings) {
-      std::vector<std::string> scored = arguments;
-      scored.push_back("--scoring=" + scoring);
+      Assignments scored = assignments;
+      scored.emplace_back("scoring", scoring);
       INFLLM_RETURN_IF_ERROR(product.Add(absl::StrCat(name, "/", scoring), scored));
     }
   }

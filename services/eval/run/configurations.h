@@ -26,7 +26,7 @@ struct AttentionConfiguration {
   std::string name;  // "full", "infllm/head-vote", "infllm/mean/top-k=16"
   RuntimeFlags flags;
   bool rope_factor_of_length = false;  // length / trained length, where RoPE is scaled at all
-  Settings settings;                   // the flags of the method that matter to its policy
+  Settings settings;                   // the options of the method that matter to it
 };
 
 std::vector<std::string> PolicyNames();

@@ -2,7 +2,9 @@
 
 #include <CLI/CLI.hpp>
 
+#include "services/cli/presets.h"
 #include "tests/support/status_matchers.h"
+#include "worker/attention/option_table.h"
 
 namespace infllm::services {
 namespace {
@@ -43,9 +45,9 @@ TEST_F(ConfigurationsTest, PoliciesAndScorings) {
   ASSERT_OK_AND_ASSIGN(const auto made, MakeConfigurations(Base("--n-local 2048"),
                                                            {.policies = {"pi", "lm-infinite"},
                                                             .scorings = {"mean"}}));
-  EXPECT_EQ(ResolveAttention(made[0].flags).policy, worker::PolicyKind::kFull);
-  EXPECT_EQ(ResolveAttention(made[0].flags).rope_scaling, worker::RopeScaling::kLinear);
-  EXPECT_EQ(ResolveAttention(made[1].flags).policy, worker::PolicyKind::kLmInfinite);
+  EXPECT_EQ(made[0].flags.attention.policy, worker::PolicyKind::kFull);
+  EXPECT_EQ(made[0].flags.attention.rope_scaling, worker::RopeScaling::kLinear);
+  EXPECT_EQ(made[1].flags.attention.policy, worker::PolicyKind::kLmInfinite);
   EXPECT_EQ(made[1].flags.attention.n_local, 2048);
   EXPECT_EQ(made[1].flags.model, "m");
 }
@@ -64,7 +66,7 @@ TEST_F(ConfigurationsTest, VariedFlagsMultiplyWhereTheyMatter) {
                                   .scorings = {"head-vote"},
                                   .vary = {"block-tokens=64", "cache-policy=lru-s"}}));
   ASSERT_EQ(made.size(), 1u);
-  const worker::AttentionOptions options = ResolveAttention(made[0].flags);
+  const worker::AttentionOptions options = made[0].flags.attention;
   EXPECT_EQ(options.block_tokens, 64);
   EXPECT_EQ(options.cache_policy, worker::CachePolicy::kLruS);
   EXPECT_EQ(options.scoring, kernels::Scoring::kHeadVote);
@@ -77,12 +79,34 @@ TEST_F(ConfigurationsTest, NamedChoicesOfTheCommandAreKept) {
                                            .scorings = {"mean"},
                                            .vary = {"representatives=bounds,mean-key"}}));
   ASSERT_EQ(made.size(), 2u);
-  const worker::AttentionOptions options = ResolveAttention(made[1].flags);
+  const worker::AttentionOptions options = made[1].flags.attention;
   EXPECT_EQ(options.cache_policy, worker::CachePolicy::kLruS);
   EXPECT_EQ(options.representative, kernels::RepresentativeKind::kMeanKey);
   EXPECT_TRUE(options.compat_reference);
   EXPECT_EQ(made[0].settings.at("cache-policy"), "lru-s");
   EXPECT_EQ(made[0].settings.at("representatives"), "bounds");
+}
+
+// Given before the kind of representative that it belongs to, and of no effect on the other.
+TEST_F(ConfigurationsTest, AnOptionIsVariedWhereItMatters) {
+  EXPECT_THAT(Names({.policies = {"infllm"},
+                     .scorings = {"mean"},
+                     .vary = {"repr-top-k=1,2", "representatives=bounds,mean-key"}}),
+              ElementsAre("infllm/mean/representatives=bounds",
+                          "infllm/mean/representatives=mean-key/repr-top-k=1",
+                          "infllm/mean/representatives=mean-key/repr-top-k=2"));
+}
+
+TEST_F(ConfigurationsTest, PresetsSetOptionsThatThereAre) {
+  for (const Preset& preset : Presets()) {
+    worker::AttentionOptions options;
+    for (const auto& [name, value] : preset.settings) {
+      const worker::AttentionOption* const option = worker::FindOption(name);
+      ASSERT_NE(option, nullptr) << preset.name << " " << name;
+      EXPECT_OK(worker::SetOption(*option, value, options)) << preset.name;
+      EXPECT_EQ(worker::ValueText(*option, options), value) << preset.name << " " << name;
+    }
+  }
 }
 
 TEST_F(ConfigurationsTest, SettingsAreTheFlagsThatMatter) {
@@ -144,7 +168,9 @@ TEST_F(ConfigurationsTest, MistakesAreNamed) {
   vary({"no-such=3"}, "no flag no-such");
   vary({"policy=full"}, "no flag policy");
   vary({"model=x"}, "no flag model");
-  vary({"top-k=many"}, "top-k");
+  vary({"top-k=many"}, "top-k is many, must be a whole number in [0, 65536]");
+  vary({"top-k=-1"}, "top-k is -1");
+  vary({"repr-top-k=1"}, "no effect on infllm");
   vary({"cache-policy=magic"}, "cache-policy");
   vary({"top-k=1", "top-k=2"}, "twice");
   expect({.policies = {"full", "lm-infinite"}, .vary = {"top-k=3"}},

@@ -6,6 +6,7 @@
 
 #include "gtest/gtest.h"
 #include "services/runtime/runtime.h"
+#include "worker/attention/option_table.h"
 
 namespace infllm::services {
 
@@ -16,10 +17,7 @@ inline RuntimeFlags SmallFlags(const std::string& policy = "infllm") {
   flags.device = "cpu";
   flags.threads = 1;
   flags.ram_bytes = "64MiB";
-  flags.policy = policy;
-  flags.rope_scaling = "none";
-  flags.cache_policy = "lru";
-  flags.scoring = "mean";
+  EXPECT_TRUE(SetOption(*worker::FindOption("policy"), policy, flags.attention).ok());
   flags.attention.n_init = 8;
   flags.attention.n_local = 64;
   flags.attention.block_tokens = 16;

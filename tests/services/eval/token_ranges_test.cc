@@ -107,7 +107,7 @@ TEST(EncodeContinuationTest, ATokenOverTheSeamIsSplit) {
 }
 
 TEST(EvidenceWatchTest, AHitNeedsEveryPassageThatHasLeftTheWindow) {
-  const worker::AttentionOptions options = ResolveAttention(SmallFlags());
+  const worker::AttentionOptions options = SmallFlags().attention;
   const std::vector<TokenRange> passages = {{10, 20}, {200, 210}, {900, 910}};
   EvidenceWatch watch(passages, options, 5);
   // Blocks are of 16 tokens after 8 sinks; the last passage is in the window of token 950.
@@ -131,7 +131,7 @@ TEST(EvidenceWatchTest, AHitNeedsEveryPassageThatHasLeftTheWindow) {
 
 TEST(EvidenceWatchTest, KeptCountsTheTokensOfTheAnswer) {
   const TokenRange passage = {200, 210};  // block 12
-  EvidenceWatch watch({&passage, 1}, ResolveAttention(SmallFlags()), 5);
+  EvidenceWatch watch({&passage, 1}, SmallFlags().attention, 5);
   const auto observe = watch.observer();
   const auto select = [&](int64_t layer, int64_t first_position, int64_t block) {
     const memstore::SelectedBlock selected = {.index = block, .score = 1};
@@ -154,7 +154,7 @@ TEST(EvidenceWatchTest, KeptCountsTheTokensOfTheAnswer) {
 
 TEST(EvidenceWatchTest, WhatIsInReachNeedsNoRetrieval) {
   const auto in_window = [](const std::string& policy, TokenRange passage, int64_t position) {
-    return EvidenceWatch({&passage, 1}, ResolveAttention(SmallFlags(policy)), 5)
+    return EvidenceWatch({&passage, 1}, SmallFlags(policy).attention, 5)
         .Result(position, 1)
         .in_window;
   };
