@@ -4,6 +4,7 @@
 #include <functional>
 #include <future>
 #include <latch>
+#include <memory>
 #include <mutex>
 #include <thread>
 
@@ -221,15 +222,16 @@ TEST_F(RemoteStoreRetryTest, TheIndexIsInAnotherProcess) {
 TEST_F(RemoteStoreRetryTest, CancelEndsHungCallsAtOnce) {
   for (const bool by_flag : {false, true}) {
     std::atomic<bool> flag = false;
-    std::latch running(2), finish(1);
-    puppet_.select = [&](auto&&...) {
+    std::latch running(2);
+    const auto finish = std::make_shared<std::latch>(1);  // handlers stay longer than the test
+    puppet_.select = [&running, finish](auto&&...) {
       running.count_down();
-      finish.wait();
+      finish->wait();
       return std::vector<Selection>(1);
     };
-    puppet_.append = [&](auto&&...) {
+    puppet_.append = [&running, finish](auto&&...) {
       running.count_down();
-      finish.wait();
+      finish->wait();
       return absl::OkStatus();
     };
     const auto store = Connect({.cancel = &flag});
@@ -247,7 +249,7 @@ TEST_F(RemoteStoreRetryTest, CancelEndsHungCallsAtOnce) {
     EXPECT_THAT(append.get(), StatusIs(absl::StatusCode::kCancelled, HasSubstr("Append at")));
     EXPECT_LT(absl::Now() - start, absl::Seconds(1));
     EXPECT_THAT(store->Stats(), StatusIs(absl::StatusCode::kCancelled)) << "and all later ones";
-    finish.count_down();
+    finish->count_down();
   }
 }
 
@@ -278,9 +280,9 @@ TEST_F(RemoteStoreRetryTest, ContextsCanBeDroppedAfterACancel) {
   EXPECT_EQ(dropped, 1);
   EXPECT_THAT(store->Seal(kContext), StatusIs(absl::StatusCode::kCancelled));
 
-  std::latch finish(1);
-  puppet_.drop = [&](auto&&...) {
-    finish.wait();
+  const auto finish = std::make_shared<std::latch>(1);  // handlers stay longer than the test
+  puppet_.drop = [finish](auto&&...) {
+    finish->wait();
     return absl::OkStatus();
   };
   const absl::Time start = absl::Now();
@@ -288,7 +290,7 @@ TEST_F(RemoteStoreRetryTest, ContextsCanBeDroppedAfterACancel) {
     EXPECT_THAT(store->Drop(kContext), StatusIs(absl::StatusCode::kUnavailable));
   }
   EXPECT_LT(absl::Now() - start, absl::Seconds(1)) << "all of them together";
-  finish.count_down();
+  finish->count_down();
 }
 
 TEST_F(RemoteStoreRetryTest, ConnectingCanBeCancelled) {
