@@ -8,12 +8,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-<<<<<<< HEAD:services/runtime/flags.cc
 #include "services/runtime/presets.h"
-=======
-#include "services/cli/presets.h"
 #include "worker/attention/option_table.h"
->>>>>>> options:services/cli/flags.cc
 
 namespace infllm::services {
 namespace {

@@ -267,8 +267,6 @@ INSTANTIATE_TEST_SUITE_P(
                      o.far_bias = 1;
                    },
                    "far-bias is 1", "must be 0 with compat reference"},
-        BadOptions{"FarBiasThatNobodyAdds",  // goes when attention adds it
-                   [](auto& o) { o.far_bias = 1; }, "far-bias is 1", "does not use it yet"},
         BadOptions{"CacheBelowTopK", [](auto& o) { o.top_k = 129; }, "cache-blocks is 128",
                    "top-k, which is 129"},
         BadOptions{"TopKAboveARequest",

@@ -2,7 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "services/cli/presets.h"
+#include "services/runtime/presets.h"
 #include "tests/support/status_matchers.h"
 #include "worker/attention/option_table.h"
 
