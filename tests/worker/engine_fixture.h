@@ -99,14 +99,17 @@ struct EngineWorld {
   EngineWorld(const AttentionOptions& options, kernels::DType dtype, int threads,
               std::function<std::unique_ptr<kernels::Backend>(std::unique_ptr<kernels::Backend>)>
                   wrap = nullptr,
-              int64_t kv_bytes = int64_t{64} << 20)
-      : pool(threads), backend(kernels::NewCpuBackend(pool)) {
+              int64_t kv_bytes = int64_t{64} << 20, bool remote = false)
+      : pool(threads),
+        backend(kernels::NewCpuBackend(pool)),
+        store_backend(kernels::NewCpuBackend(pool)) {
     if (wrap) backend = wrap(std::move(backend));
     auto loaded = LoadModel(DataPath("stories260K"), *backend, dtype);
     EXPECT_OK(loaded);
     model = std::move(loaded).value();
-    base_store = memstore::NewInProcessStore({}, *backend, nullptr);
+    base_store = memstore::NewInProcessStore({}, remote ? *store_backend : *backend, nullptr);
     store = std::make_unique<FaultyStore>(*base_store);
+    store->views = !remote;
     auto made = Engine::New(*model, *backend, pool, store.get(),
                             {.attention = options, .kv_dtype = dtype, .kv_bytes = kv_bytes});
     EXPECT_OK(made);
@@ -141,6 +144,7 @@ struct EngineWorld {
 
   kernels::ThreadPool pool;
   std::unique_ptr<kernels::Backend> backend;
+  std::unique_ptr<kernels::Backend> store_backend;  // of a store in another process
   std::unique_ptr<LoadedModel> model;
   std::unique_ptr<memstore::MemoryStore> base_store;
   std::unique_ptr<FaultyStore> store;

@@ -133,16 +133,18 @@ TEST_P(NeighboursTest, OthersInTheStepChangeNoBit) {
 // a store that has to be asked.
 TEST_P(NeighboursTest, DevicesAndRemoteStoresChangeNoBit) {
   const std::vector<float> alone = Alone();
-  for (const bool views : {true, false}) {
-    EngineWorld world(Options(), Type(), 2, [](std::unique_ptr<kernels::Backend> base) {
-      return std::make_unique<DeferringBackend>(std::move(base));
-    });
-    world.store->views = views;
+  for (const bool remote : {false, true}) {
+    EngineWorld world(
+        Options(), Type(), 2,
+        [](std::unique_ptr<kernels::Backend> base) {
+          return std::make_unique<DeferringBackend>(std::move(base));
+        },
+        int64_t{64} << 20, remote);
     const SequenceId sequence = world.NewSequence();
     std::vector<float> logits = world.ReadAll(sequence, prompt(), 16);
     const std::vector<float> rest = world.ReadAll(sequence, decoded(), 1);
     logits.insert(logits.end(), rest.begin(), rest.end());
-    EXPECT_EQ(logits, alone) << (views ? "in process" : "remote");
+    EXPECT_EQ(logits, alone) << (remote ? "remote" : "in process");
   }
 }
 
@@ -357,20 +359,21 @@ class WaitsTest : public ::testing::Test {
   static inline int64_t misses_ = 0;
   static inline bool hit_only_before_ = false;
 
-  static std::unique_ptr<EngineWorld> World() {
+  static std::unique_ptr<EngineWorld> World(bool remote) {
     misses_ = 0;
     hit_only_before_ = false;
     return std::make_unique<EngineWorld>(
         SmallEngineOptions(PolicyKind::kInfLlm), DType::kF32, 2,
         [](std::unique_ptr<kernels::Backend> base) {
           return std::make_unique<DeferringBackend>(std::move(base));
-        });
+        },
+        int64_t{64} << 20, remote);
   }
 };
 
 TEST_F(WaitsTest, ADecodeStepOfCachedBlocksAllocatesNothingAndWaitsOnce) {
   for (const int sequences : {1, 8}) {
-    const auto world = World();
+    const auto world = World(/*remote=*/false);
     const auto steps = DecodeSteps(*world, sequences);
     ASSERT_GE(steps.size(), 3u);
     for (const DeferringBackend::Counts& counts : steps) {
@@ -381,8 +384,7 @@ TEST_F(WaitsTest, ADecodeStepOfCachedBlocksAllocatesNothingAndWaitsOnce) {
 }
 
 TEST_F(WaitsTest, WithARemoteStoreItIsAskedAndWaitedForOncePerLayer) {
-  const auto world = World();
-  world->store->views = false;
+  const auto world = World(/*remote=*/true);
   const auto steps = DecodeSteps(*world, 8);
   ASSERT_GE(steps.size(), 3u);
   for (const DeferringBackend::Counts& counts : steps) {
