@@ -24,6 +24,12 @@ namespace {
 // (65530) at any plausible capacity. Pages come with the first write.
 constexpr size_t kExtentBytes = size_t{64} << 20;
 
+// Grows geometrically, which reserve() does not.
+template <typename T>
+void ReserveFor(std::vector<T>& list, size_t size) {
+  if (list.capacity() < size) list.reserve(std::max(size, 2 * list.capacity()));
+}
+
 }  // namespace
 
 RamTier::RamTier(int64_t capacity_bytes)
@@ -42,6 +48,10 @@ absl::Status RamTier::AddExtent(SizeClass& size_class, size_t slot_bytes) const 
   const size_t slots =
       std::clamp<size_t>(kExtentBytes / slot_bytes, 1, capacity_bytes_ / slot_bytes + 1);
   const size_t bytes = slots * slot_bytes;
+  // What can throw comes first.
+  ReserveFor(size_class.extents, size_class.extents.size() + 1);
+  ReserveFor(size_class.warm, size_class.slots + slots);
+  ReserveFor(size_class.bare, size_class.slots + slots);
   void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) {
@@ -50,6 +60,7 @@ absl::Status RamTier::AddExtent(SizeClass& size_class, size_t slot_bytes) const 
                      std::strerror(errno), "): lower --ram-bytes (now ", capacity_bytes_, ")"));
   }
   std::byte* const first = static_cast<std::byte*>(data);
+  size_class.slots += slots;
   size_class.extents.push_back({.data = first, .bytes = bytes});
   for (size_t slot = slots; slot-- > 0;) size_class.bare.push_back(first + slot * slot_bytes);
   ASAN_POISON_MEMORY_REGION(data, bytes);
@@ -105,7 +116,7 @@ absl::StatusOr<std::byte*> RamTier::Allocate(size_t payload_bytes) {
   return slot;
 }
 
-void RamTier::Free(std::byte* slot, size_t payload_bytes) {
+void RamTier::Free(std::byte* slot, size_t payload_bytes) noexcept {
   const size_t slot_bytes = SlotBytes(payload_bytes);
   SizeClass& size_class = classes_.at(slot_bytes);
   INFLLM_CHECK(size_class.used > 0);

@@ -30,9 +30,10 @@ class RamTier {
 
   // Page-aligned, contents undefined. REQUIRES: HasRoom(payload_bytes), payload_bytes > 0.
   //   RESOURCE_EXHAUSTED  the system gives no address space
+  // May throw std::bad_alloc, and has taken no slot then.
   absl::StatusOr<std::byte*> Allocate(size_t payload_bytes);
   // `slot` is from Allocate(payload_bytes).
-  void Free(std::byte* slot, size_t payload_bytes);
+  void Free(std::byte* slot, size_t payload_bytes) noexcept;
 
  private:
   struct Extent {
@@ -41,9 +42,11 @@ class RamTier {
   };
   struct SizeClass {
     std::vector<Extent> extents;
+    // Both have the capacity for all slots, so that giving one back never fails.
     std::vector<std::byte*> warm;  // free slots whose pages are kept
     std::vector<std::byte*> bare;  // free slots without pages; the next one last
-    int64_t used = 0;              // slots
+    size_t slots = 0;
+    int64_t used = 0;  // slots
   };
 
   size_t SlotBytes(size_t payload_bytes) const;

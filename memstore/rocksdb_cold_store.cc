@@ -8,21 +8,15 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
-#include <condition_variable>
 #include <cstring>
-#include <deque>
 #include <filesystem>
-#include <functional>
-#include <mutex>
-#include <thread>
 #include <utility>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/cold_store.h"
+#include "memstore/reader_pool.h"
 
 namespace infllm::memstore {
 namespace {
@@ -66,69 +60,6 @@ absl::Status FromErrno(int error, std::string_view what, const std::string& path
   if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(text);
   return absl::UnavailableError(text);
 }
-
-// Runs `body` of a job on several threads at once: the caller's and some of ours.
-class ReaderPool {
- public:
-  ReaderPool() {
-    for (size_t i = 1; i < kReaders; ++i) threads_.emplace_back([this] { Run(); });
-  }
-  ~ReaderPool() {
-    {
-      const std::lock_guard lock(mu_);
-      stopping_ = true;
-    }
-    work_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
-
-  // Calls read(i) once for every i < count.
-  template <typename Read>
-  void ForEach(size_t count, Read read) {
-    std::atomic<size_t> next = 0;
-    Job job{.body = [&] {
-      for (size_t i; (i = next.fetch_add(1)) < count;) read(i);
-    }};
-    const size_t helpers = std::min(count, kReaders) - std::min<size_t>(count, 1);
-    if (helpers > 0) {
-      const std::lock_guard lock(mu_);
-      queue_.insert(queue_.end(), helpers, &job);
-      for (size_t i = 0; i < helpers; ++i) work_.notify_one();
-    }
-    job.body();
-    std::unique_lock lock(mu_);
-    std::erase(queue_, &job);
-    done_.wait(lock, [&] { return job.running == 0; });
-  }
-
- private:
-  struct Job {
-    std::function<void()> body;
-    int running = 0;  // of our threads; guarded by mu_
-  };
-
-  void Run() {
-    std::unique_lock lock(mu_);
-    for (;;) {
-      work_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
-      if (stopping_) return;
-      Job* const job = queue_.front();
-      queue_.pop_front();
-      ++job->running;
-      lock.unlock();
-      job->body();
-      lock.lock();
-      if (--job->running == 0) done_.notify_all();
-    }
-  }
-
-  std::mutex mu_;
-  std::condition_variable work_;
-  std::condition_variable done_;
-  std::deque<Job*> queue_ ABSL_GUARDED_BY(mu_);  // a job once per thread that it would like
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  std::vector<std::thread> threads_;
-};
 
 // RocksDB keeps a file open per 32 MB of values, and the usual soft limit of 1024 would make it
 // reopen them all the time. Raises it as far as the system lets us and returns what RocksDB may
@@ -213,7 +144,7 @@ class RocksDbColdStore final : public ColdStore {
     }
     if (!status.ok()) return FromRocksDb(status, directory_);
     db_.reset(db);
-    readers_ = std::make_unique<ReaderPool>();
+    readers_ = std::make_unique<ReaderPool>(kReaders);
     return absl::OkStatus();
   }
 

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <new>
 #include <string_view>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/cold_key.h"
@@ -66,8 +68,11 @@ BlockIdentity StoredBlock::identity() const {
 
 TieredBlocks::TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold)
     : reclaimable_target_bytes_(std::min(ram_capacity_bytes / 8, kMaxReclaimableTargetBytes)),
+      out_of_memory_(
+          absl::ResourceExhaustedError("the process has no memory left to write blocks")),
       ram_(ram_capacity_bytes),
       cold_(std::move(cold)) {
+  idle_scratch_.reserve(kIdleScratch);
   if (cold_ != nullptr) thread_ = std::thread([this] { Run(); });
 }
 
@@ -96,9 +101,15 @@ absl::StatusOr<std::shared_ptr<StoredBlock>> TieredBlocks::Store(
     Lock lock(mu_);
     INFLLM_ASSIGN_OR_RETURN(slot, Reserve(lock, payload.size()));
   }
+  absl::Cleanup give_back = [&] {
+    const std::lock_guard lock(mu_);
+    ram_.Free(slot, payload.size());
+    WakeWaiters();
+  };
   const uint32_t payload_crc = CopyWithCrc32c(payload, slot);
   auto block = std::make_shared<StoredBlock>(shared_from_this(), std::move(owner), layer, index,
                                              payload_crc);
+  std::move(give_back).Cancel();
   const std::lock_guard lock(mu_);
   ++counts_.blocks;
   ++counts_.blocks_ram;
@@ -115,11 +126,13 @@ absl::StatusOr<std::vector<BlockHandle>> TieredBlocks::Acquire(
   for (size_t i = 0; i < blocks.size(); ++i) request.missing[i] = i;
   for (;;) {
     std::vector<Claim> claims;
+    // Whatever happens below, others may read what we do not.
+    const absl::Cleanup give_up = [&] { GiveUpOpen(claims); };
     {
       Lock lock(mu_);
       PinResident(request);
       if (request.missing.empty()) break;
-      INFLLM_ASSIGN_OR_RETURN(claims, ClaimSome(lock, request));
+      INFLLM_RETURN_IF_ERROR(ClaimSome(lock, request, claims));
       if (claims.empty()) {  // others are reading all that we lack
         WaitForProgress(lock);
         continue;
@@ -163,10 +176,10 @@ void TieredBlocks::AddTo(StoreStats& stats) const {
 // ---- One block, under the lock.
 
 BlockHandle TieredBlocks::PinBlock(StoredBlock& block) {
+  auto pin = std::make_shared<Pin>(block.shared_from_this());  // first: it can throw
   if (block.list_ != nullptr) Unlink(block);
   ++block.pins_;
-  return BlockHandle({block.slot_, block.payload_bytes()},
-                     std::make_shared<Pin>(block.shared_from_this()));
+  return BlockHandle({block.slot_, block.payload_bytes()}, std::move(pin));
 }
 
 void TieredBlocks::Unpin(StoredBlock& block) {
@@ -207,7 +220,10 @@ void TieredBlocks::Forget(StoredBlock& block) {
   if (block.cold_) {
     --counts_.blocks_cold;
     counts_.cold_bytes -= block.lru_bytes();
-    dropped_keys_.push_back(block.cold_key_);  // without I/O here: see DeleteDropped
+    try {
+      dropped_keys_.push_back(block.cold_key_);  // without I/O here: see DeleteDropped
+    } catch (const std::bad_alloc&) {            // a record that stays only takes space
+    }
   }
   --counts_.blocks;
 }
@@ -299,9 +315,8 @@ void TieredBlocks::PinResident(Request& request) {
 }
 
 // Takes on as many missing payloads as make a group and reserves room for each.
-absl::StatusOr<std::vector<TieredBlocks::Claim>> TieredBlocks::ClaimSome(Lock& lock,
-                                                                         Request& request) {
-  std::vector<Claim> claims;
+absl::Status TieredBlocks::ClaimSome(Lock& lock, const Request& request,
+                                     std::vector<Claim>& claims) {
   size_t bytes = 0;
   for (size_t position : request.missing) {
     StoredBlock& block = *request.blocks[position];
@@ -309,20 +324,11 @@ absl::StatusOr<std::vector<TieredBlocks::Claim>> TieredBlocks::ClaimSome(Lock& l
     INFLLM_CHECK(block.cold_);
     bytes += EncodedBlockBytes(block.payload_bytes());
     if (!claims.empty() && bytes > kReadGroupBytes) break;
+    claims.push_back({.position = position, .block = &block, .open = true});
     block.reading_ = true;
-    claims.push_back({.position = position, .block = &block});
-    absl::StatusOr<std::byte*> slot = Reserve(lock, block.payload_bytes());
-    if (!slot.ok()) {
-      for (const Claim& claim : claims) {
-        claim.block->reading_ = false;
-        if (claim.slot != nullptr) ram_.Free(claim.slot, claim.block->payload_bytes());
-      }
-      WakeWaiters();
-      return slot.status();
-    }
-    claims.back().slot = *slot;
+    INFLLM_ASSIGN_OR_RETURN(claims.back().slot, Reserve(lock, block.payload_bytes()));
   }
-  return claims;
+  return absl::OkStatus();
 }
 
 void TieredBlocks::ReadClaims(std::span<Claim> claims) {
@@ -358,25 +364,44 @@ void TieredBlocks::ReadClaims(std::span<Claim> claims) {
   ReturnScratch(std::move(scratch));
 }
 
-absl::Status TieredBlocks::FinishClaims(std::span<const Claim> claims, Request& request) {
+absl::Status TieredBlocks::FinishClaims(std::span<Claim> claims, Request& request) {
   absl::Status first_error;
   const std::lock_guard lock(mu_);
-  for (const Claim& claim : claims) {
-    claim.block->reading_ = false;
+  for (Claim& claim : claims) {
     if (claim.status.ok()) {
-      claim.block->slot_ = claim.slot;
+      claim.block->slot_ = std::exchange(claim.slot, nullptr);
       ++counts_.blocks_ram;
-      request.handles[claim.position] = PinBlock(*claim.block);
-      std::erase(request.missing, claim.position);
-      if (request.use == Use::kServe) ++counts_.cold_hits;
+      LinkAsNewest(*claim.block);
     } else {
-      ram_.Free(claim.slot, claim.block->payload_bytes());
       if (absl::IsDataLoss(claim.status)) ++counts_.corrupt_blocks;
       first_error.Update(claim.status);
     }
+    CloseClaim(claim);
   }
   WakeWaiters();
+  for (const Claim& claim : claims) {  // all are in order by now: a pin can throw
+    if (!claim.status.ok()) continue;
+    request.handles[claim.position] = PinBlock(*claim.block);
+    std::erase(request.missing, claim.position);
+    if (request.use == Use::kServe) ++counts_.cold_hits;
+  }
   return first_error;
+}
+
+// Under the lock. The slot goes unless it has become the block's.
+void TieredBlocks::CloseClaim(Claim& claim) {
+  claim.block->reading_ = false;
+  if (claim.slot != nullptr) ram_.Free(claim.slot, claim.block->payload_bytes());
+  claim.open = false;
+}
+
+void TieredBlocks::GiveUpOpen(std::span<Claim> claims) {
+  if (std::ranges::none_of(claims, &Claim::open)) return;
+  const std::lock_guard lock(mu_);
+  for (Claim& claim : claims) {
+    if (claim.open) CloseClaim(claim);
+  }
+  WakeWaiters();
 }
 
 TieredBlocks::Scratch TieredBlocks::TakeScratch(size_t bytes) {

@@ -73,7 +73,9 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
 // recently used unpinned payloads to the cold tier in large batches ahead of need. Whoever needs
 // room drops the least recently used payload that is also cold. A payload is written once.
 //
-// Thread-safe. No lock is held during I/O, copies or checksums.
+// Thread-safe. No lock is held during I/O, copies or checksums. Store and Acquire let pass what an
+// allocation or the cold store throws, and leave every block as it was: none is lost, pinned or
+// claimed by a call that has ended.
 class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
  public:
   // `cold` may be null: then a full RAM tier stays full.
@@ -121,6 +123,7 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
     StoredBlock* block = nullptr;
     std::byte* slot = nullptr;
     absl::Status status;
+    bool open = false;  // the block's `reading_` is this claim's to end
   };
   // What one Acquire has got and still lacks.
   struct Request {
@@ -150,21 +153,24 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
 
   // Reading back.
   void PinResident(Request& request);
-  absl::StatusOr<std::vector<Claim>> ClaimSome(Lock& lock, Request& request);
+  absl::Status ClaimSome(Lock& lock, const Request& request, std::vector<Claim>& claims);
   void ReadClaims(std::span<Claim> claims);
-  absl::Status FinishClaims(std::span<const Claim> claims, Request& request);
+  absl::Status FinishClaims(std::span<Claim> claims, Request& request);
+  void CloseClaim(Claim& claim);
+  void GiveUpOpen(std::span<Claim> claims);
   Scratch TakeScratch(size_t bytes);
   void ReturnScratch(Scratch scratch);
 
   // The thread (tiered_blocks_demotion.cc).
   void Run();
   int64_t Deficit() const;  // bytes of RAM that ought to be reclaimable and are not
-  std::vector<StoredBlock*> PickBatch();
+  void PickBatch(std::vector<StoredBlock*>& batch);
   absl::Status WriteBatch(std::span<StoredBlock* const> batch);
   void FinishBatch(std::span<StoredBlock* const> batch, uint64_t started_at,
                    const absl::Status& status);
 
   const int64_t reclaimable_target_bytes_;
+  const absl::Status out_of_memory_;  // made while there is some
   mutable std::mutex mu_;
   std::condition_variable work_;      // for the thread
   std::condition_variable progress_;  // for those who wait for room or for another's read

@@ -1,5 +1,6 @@
 // The thread of TieredBlocks: writes payloads to the cold tier ahead of need.
 #include <algorithm>
+#include <new>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -33,29 +34,33 @@ void TieredBlocks::Run() {
     batch_wanted_ = false;
     ++batches_started_;
     const uint64_t started_at = clock_;
-    const std::vector<StoredBlock*> batch = PickBatch();
-    lock.unlock();
-    const absl::Status status = WriteBatch(batch);
-    lock.lock();
+    std::vector<StoredBlock*> batch;
+    absl::Status status;
+    try {
+      PickBatch(batch);
+      lock.unlock();
+      status = WriteBatch(batch);
+    } catch (const std::bad_alloc&) {
+      status = out_of_memory_;
+    }
+    if (!lock.owns_lock()) lock.lock();
     FinishBatch(batch, started_at, status);
   }
 }
 
 // The least recently used dirty blocks. They stay alive and in RAM until FinishBatch: a destructor
 // waits for it.
-std::vector<StoredBlock*> TieredBlocks::PickBatch() {
+void TieredBlocks::PickBatch(std::vector<StoredBlock*>& batch) {
   const int64_t wanted = std::clamp(Deficit(), kMinBatchBytes, kMaxBatchBytes);
-  std::vector<StoredBlock*> batch;
   if (!dirty_.empty()) oldest_writing_ = dirty_.oldest()->last_use_;
   for (int64_t bytes = 0; !dirty_.empty() && bytes < wanted;) {
     StoredBlock* const block = dirty_.oldest();
+    batch.push_back(block);  // first: it can throw
     Unlink(*block);
     block->writing_ = true;
     if (block->cold_key_ == 0) block->cold_key_ = next_cold_key_++;
     bytes += block->lru_bytes();
-    batch.push_back(block);
   }
-  return batch;
 }
 
 absl::Status TieredBlocks::WriteBatch(std::span<StoredBlock* const> batch) {

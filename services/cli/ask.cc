@@ -1,7 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -10,7 +9,7 @@
 #include "absl/strings/str_replace.h"
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
-#include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/cli/progress.h"
 #include "services/cli/runtime.h"
 #include "services/cli/sampling_flags.h"
@@ -63,7 +62,7 @@ absl::StatusOr<std::vector<TextRange>> FindEvidence(const AskFlags& flags,
 }
 
 absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const std::string& text,
-                                std::span<const int32_t> ids, const Interrupt& interrupt) {
+                                std::span<const int32_t> ids) {
   Ingested result;
   result.tokens = static_cast<int64_t>(ids.size());
   INFLLM_ASSIGN_OR_RETURN(result.session, runtime.NewSession());
@@ -86,37 +85,34 @@ absl::StatusOr<Ingested> Ingest(Runtime& runtime, const AskFlags& flags, const s
     tenth_begin = done;
     tenth_start = result.seconds;
   };
-  INFLLM_RETURN_IF_ERROR(result.session->Ingest(ids, on_chunk, interrupt.flag()));
+  INFLLM_RETURN_IF_ERROR(result.session->Ingest(ids, on_chunk, runtime.interrupt.flag()));
   return result;
 }
 
 // Asks one question in a fork of the ingested state.
 absl::StatusOr<Json> Answer(Runtime& runtime, const AskFlags& flags, worker::Session& ingested,
                             const std::string& context, const std::string& question,
-                            EvidenceWatch* watch, const Interrupt& interrupt) {
+                            EvidenceWatch* watch) {
   INFLLM_ASSIGN_OR_RETURN(const auto session, ingested.Fork());
   if (watch != nullptr) session->state().set_observer(watch->observer());
   const std::vector<int32_t> ids = QuestionTokens(*runtime.model, flags, context, question);
   const int64_t begin = session->position() + static_cast<int64_t>(ids.size()) - 1;
   const auto decoder = runtime.model->tokenizer->NewStreamDecoder(/*continuation=*/true);
   std::string text;
+  absl::Status written;
   const auto print = [&](const std::string& piece) {
     text += piece;
-    if (flags.runtime.json) return;
-    std::fwrite(piece.data(), 1, piece.size(), stdout);
-    std::fflush(stdout);
+    if (!flags.runtime.json) written.Update(StreamOut(piece));
+    return written.ok();
   };
   if (!flags.runtime.json) absl::PrintF("\nQ: %s\nA:", question);
   const auto result = worker::Generate(
       *session, ids, flags.sampling.GenerateOptions(*runtime.model),
-      [&](int32_t token) {
-        print(decoder->Add(token));
-        return true;
-      },
-      nullptr, interrupt.flag());
+      [&](int32_t token) { return print(decoder->Add(token)); }, nullptr, runtime.interrupt.flag());
   print(decoder->Finish());
   if (!flags.runtime.json) absl::PrintF("\n");
   INFLLM_RETURN_IF_ERROR(result.status());
+  INFLLM_RETURN_IF_ERROR(written);
   Json out = {{"question", question},
               {"text", text},
               {"ids", result->ids},
@@ -147,8 +143,8 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Inges
       {"tokens_per_second", ingested.seconds > 0 ? double(ingested.tokens) / ingested.seconds : 0},
       {"tokens_per_second_by_tenth", ingested.rates},
       {"peak_rss_bytes", PeakRssBytes()}};
-  if (runtime.store != nullptr) {
-    INFLLM_ASSIGN_OR_RETURN(const memstore::StoreStats stats, runtime.store->Stats());
+  if (runtime.attention.store != nullptr) {
+    INFLLM_ASSIGN_OR_RETURN(const memstore::StoreStats stats, runtime.attention.store->Stats());
     const worker::AttentionStats attention = ingested.session->state().stats();
     report["memory"] = {{"blocks_stored", stats.blocks},
                         {"blocks_ram", stats.blocks_ram},
@@ -207,18 +203,17 @@ absl::Status RunAsk(const AskFlags& flags) {
   std::vector<EvidenceWatch> watches;
   const std::vector<int32_t> ids = runtime->model->EncodePrompt(text);
   for (const TokenRange& tokens : LocateTokens(*runtime->model->tokenizer, ids, text, evidence)) {
-    watches.emplace_back(std::span(&tokens, 1), runtime->policy->options(),
+    watches.emplace_back(std::span(&tokens, 1), runtime->attention.policy->options(),
                          runtime->model->config.layers);
   }
 
-  const Interrupt interrupt;
-  INFLLM_ASSIGN_OR_RETURN(const Ingested ingested, Ingest(*runtime, flags, text, ids, interrupt));
+  INFLLM_ASSIGN_OR_RETURN(const Ingested ingested, Ingest(*runtime, flags, text, ids));
   Json answers = Json::array();
   int64_t hits = 0;
   for (size_t i = 0; i < flags.questions.size(); ++i) {
     EvidenceWatch* watch = watches.empty() ? nullptr : &watches[i];
-    INFLLM_ASSIGN_OR_RETURN(Json answer, Answer(*runtime, flags, *ingested.session, text,
-                                                flags.questions[i], watch, interrupt));
+    INFLLM_ASSIGN_OR_RETURN(
+        Json answer, Answer(*runtime, flags, *ingested.session, text, flags.questions[i], watch));
     if (watch != nullptr && answer["evidence"]["hit"].get<bool>()) ++hits;
     answers.push_back(std::move(answer));
   }
@@ -227,10 +222,9 @@ absl::Status RunAsk(const AskFlags& flags) {
   if (!watches.empty()) report["recall"] = {{"hits", hits}, {"asked", watches.size()}};
   if (flags.runtime.json) {
     report["answers"] = std::move(answers);
-    absl::PrintF("%s\n", report.dump(2, ' ', false, Json::error_handler_t::replace));
-  } else {
-    PrintReport(report);
+    return StreamOut(report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   }
+  PrintReport(report);
   return absl::OkStatus();
 }
 

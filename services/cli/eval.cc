@@ -17,6 +17,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/cli/runtime.h"
 #include "services/eval/configurations.h"
 #include "services/eval/endpoint_subject.h"
@@ -232,8 +233,7 @@ absl::Status CheckFloors(const EvalFlags& flags, const EvalPlan& plan, const Rec
 
 absl::Status RunEvalCommand(const EvalFlags& flags) {
   if (flags.list_tasks || flags.tasks == std::vector<std::string>{"list"}) {
-    absl::PrintF("%s", ListTasks());
-    return absl::OkStatus();
+    return StreamOut(ListTasks());
   }
   EvalPlan plan;
   INFLLM_RETURN_IF_ERROR(PlanTasks(flags, plan));
@@ -242,11 +242,10 @@ absl::Status RunEvalCommand(const EvalFlags& flags) {
                                                 : PlanEndpoint(flags, plan));
   const Interrupt interrupt;
   INFLLM_ASSIGN_OR_RETURN(const Records records, RunEval(plan, interrupt.flag()));
-  if (flags.runtime.json) {
-    absl::PrintF("%s\n", JsonReport(records, plan.title));
-  } else {
-    absl::PrintF("%s\nPictures: %s/report.html\n", MarkdownReport(records, plan.title), flags.out);
-  }
+  INFLLM_RETURN_IF_ERROR(
+      StreamOut(flags.runtime.json ? JsonReport(records, plan.title) + "\n"
+                                   : absl::StrCat(MarkdownReport(records, plan.title),
+                                                  "\nPictures: ", flags.out, "/report.html\n")));
   return CheckFloors(flags, plan, records);
 }
 

@@ -1,12 +1,11 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
-#include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/cli/progress.h"
 #include "services/cli/runtime.h"
 #include "services/cli/sampling_flags.h"
@@ -31,28 +30,27 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(model, flags.runtime.model));
   const std::vector<int32_t> ids = model.EncodePrompt(prompt);
 
-  const Interrupt interrupt;
   INFLLM_ASSIGN_OR_RETURN(const auto session, runtime->NewSession());
   const auto decoder = model.tokenizer->NewStreamDecoder(/*continuation=*/!prompt.empty());
   std::string text;
+  absl::Status written;
   const auto print = [&](const std::string& piece) {
     text += piece;
-    if (flags.runtime.json) return;
-    std::fwrite(piece.data(), 1, piece.size(), stdout);
-    std::fflush(stdout);
+    if (!flags.runtime.json) written.Update(StreamOut(piece));
+    return written.ok();
   };
   Progress progress("reading the prompt", "tokens", static_cast<int64_t>(ids.size()));
   const auto result = worker::Generate(
       *session, ids, flags.sampling.GenerateOptions(model),
       [&](int32_t token) {
         progress.Finish();
-        print(decoder->Add(token));
-        return true;
+        return print(decoder->Add(token));
       },
-      [&](int64_t done) { progress.Update(done); }, interrupt.flag());
+      [&](int64_t done) { progress.Update(done); }, runtime->interrupt.flag());
   progress.Finish();
   print(decoder->Finish() + (flags.runtime.json ? "" : "\n"));
   INFLLM_RETURN_IF_ERROR(result.status());
+  INFLLM_RETURN_IF_ERROR(written);
 
   const double decode_seconds = result->total_seconds - result->first_token_seconds;
   const double decoded = static_cast<double>(result->ids.size()) - 1;
@@ -70,13 +68,12 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
                                         {"completion_tokens", result->ids.size()},
                                         {"finish_reason", result->stopped ? "stop" : "length"},
                                         {"timings", timings}};
-    absl::PrintF("%s\n", out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
-  } else {
-    absl::FPrintF(stderr,
-                  "%d prompt tokens, %d generated; first token after %.2f s, then %.1f tokens/s\n",
-                  ids.size(), result->ids.size(), result->first_token_seconds,
-                  timings["decode_tokens_per_second"].get<double>());
+    return StreamOut(out.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
   }
+  absl::FPrintF(stderr,
+                "%d prompt tokens, %d generated; first token after %.2f s, then %.1f tokens/s\n",
+                ids.size(), result->ids.size(), result->first_token_seconds,
+                timings["decode_tokens_per_second"].get<double>());
   return absl::OkStatus();
 }
 

@@ -1,22 +1,32 @@
 #include "services/cli/interrupt.h"
 
 #include <unistd.h>
+
 #include <csignal>
 
 namespace infllm::services {
 namespace {
 
-std::atomic<bool> interrupted{false};
+constexpr int kSignals[] = {SIGINT, SIGTERM, SIGHUP};
 
-void OnSignal(int) {
-  if (interrupted.exchange(true)) ::_exit(kInterruptedExit);
+std::atomic<bool> interrupted{false};
+std::atomic<int> caught{0};
+static_assert(std::atomic<int>::is_always_lock_free, "used in a signal handler");
+
+void OnSignal(int signal) {
+  if (interrupted.exchange(true)) ::_exit(128 + signal);
+  caught = signal;
 }
 
 void SetHandler(void (*handler)(int)) {
   struct sigaction action {};
   action.sa_handler = handler;
-  ::sigaction(SIGINT, &action, nullptr);
-  ::sigaction(SIGTERM, &action, nullptr);
+  for (const int signal : kSignals) {
+    struct sigaction before {};
+    ::sigaction(signal, nullptr, &before);
+    if (signal == SIGHUP && before.sa_handler == SIG_IGN) continue;
+    ::sigaction(signal, &action, nullptr);
+  }
 }
 
 }  // namespace
@@ -27,5 +37,7 @@ Interrupt::Interrupt() {
 }
 Interrupt::~Interrupt() { SetHandler(SIG_DFL); }
 const std::atomic<bool>* Interrupt::flag() const { return &interrupted; }
+
+int InterruptedExit() { return caught == 0 ? 0 : 128 + caught; }
 
 }  // namespace infllm::services

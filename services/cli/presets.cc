@@ -1,16 +1,19 @@
 #include "services/cli/presets.h"
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/core/status_macros.h"
+#include "worker/model/json_depth.h"
+#include "worker/model/read_file.h"
 
 namespace infllm::services {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+constexpr size_t kMaxFileBytes = 1 << 20;
 
 // What the paper and its code say of one model: sizes as given, everything else as published.
 MethodSettings Paper(const char* n_local, const char* top_k, const char* cache_blocks) {
@@ -28,17 +31,20 @@ MethodSettings Paper(const char* n_local, const char* top_k, const char* cache_b
 }
 
 absl::StatusOr<MethodSettings> Recommended(const std::string& model) {
-  const std::filesystem::path path = std::filesystem::path(model) / "infllm.json";
+  const std::string path = std::filesystem::path(model) / "infllm.json";
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return MethodSettings();
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const absl::StatusOr<std::string> text = worker::ReadFile(path, kMaxFileBytes);
+  INFLLM_RETURN_IF_ERROR(text.status());
   const auto bad = [&](const std::string& what) {
     return absl::InvalidArgumentError(absl::StrCat(
-        path.string(), ": ", what,
+        path, ": ", what,
         R"(; expected {"method": {"n-local": 256, ...}}. Use --preset none to ignore it)"));
   };
+  if (const absl::Status depth = worker::CheckJsonDepth(*text); !depth.ok()) {
+    return bad(std::string(depth.message()));
+  }
+  const Json json = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return bad("is not a JSON object");
   if (!json.contains("method") || !json["method"].is_object())
     return bad("has no object \"method\"");

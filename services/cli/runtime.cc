@@ -1,12 +1,12 @@
 #include "services/cli/runtime.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
-#include <iostream>
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,9 +15,13 @@
 #include "services/common/byte_size.h"
 #include "services/common/store_factory.h"
 #include "services/common/xz.h"
+#include "worker/model/read_file.h"
 
 namespace infllm::services {
 namespace {
+
+// Far more than anybody waits for: a device or a wrong file must not fill the memory.
+constexpr int64_t kMaxTextBytes = kMaxUnpackedBytes;
 
 absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const RuntimeFlags& flags,
                                                               kernels::ThreadPool& pool) {
@@ -59,6 +63,44 @@ absl::Status CheckAttention(const RuntimeFlags& flags, const worker::ModelConfig
     return absl::OkStatus();
   }
   return CheckRamHoldsBlockCache(ram_bytes, model, attention, dtype);
+}
+
+absl::Status TooLarge(const std::string& path) {
+  return absl::InvalidArgumentError(absl::StrCat(path, " is larger than the ",
+                                                 FormatByteSize(kMaxTextBytes),
+                                                 " that a text may have: give a part of it"));
+}
+
+// What a file descriptor gives up to its end.
+absl::StatusOr<std::string> ReadAll(int fd, const std::string& path) {
+  constexpr size_t kStepBytes = size_t{1} << 16;
+  std::string bytes;
+  for (;;) {
+    const size_t filled = bytes.size();
+    bytes.resize(filled + kStepBytes);
+    const ssize_t count = ::read(fd, bytes.data() + filled, kStepBytes);
+    if (count < 0 && errno != EINTR) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+    }
+    bytes.resize(filled + static_cast<size_t>(std::max<ssize_t>(count, 0)));
+    if (count == 0) return bytes;
+    if (static_cast<int64_t>(bytes.size()) > kMaxTextBytes) return TooLarge(path);
+  }
+}
+
+absl::StatusOr<std::string> ReadPath(const std::string& path) {
+  const worker::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat info {};
+  if (fd.get() < 0 || ::fstat(fd.get(), &info) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+  }
+  if (S_ISDIR(info.st_mode) || S_ISBLK(info.st_mode) ||
+      (S_ISCHR(info.st_mode) && ::isatty(fd.get()) == 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, S_ISDIR(info.st_mode) ? " is a directory" : " is a device", ", not a text file"));
+  }
+  if (info.st_size > kMaxTextBytes) return TooLarge(path);
+  return ReadAll(fd.get(), path);
 }
 
 }  // namespace
@@ -107,7 +149,7 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags
                           ModelRuntime::Load(flags, {&flags, 1}));
   auto runtime = std::make_unique<Runtime>();
   static_cast<ModelRuntime&>(*runtime) = std::move(*model);
-  INFLLM_ASSIGN_OR_RETURN(static_cast<AttentionRuntime&>(*runtime), NewAttention(*runtime, flags));
+  INFLLM_ASSIGN_OR_RETURN(runtime->attention, NewAttention(*runtime, flags));
   return runtime;
 }
 
@@ -120,20 +162,8 @@ absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::strin
 }
 
 absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::string text;
-  if (path == "-") {
-    text.assign(std::istreambuf_iterator<char>(std::cin), {});
-  } else {
-    std::error_code error;
-    if (std::filesystem::is_directory(path, error)) {
-      return absl::InvalidArgumentError(absl::StrCat(path, " is a directory, not a text file"));
-    }
-    std::ifstream file(path, std::ios::binary);
-    if (!file) {
-      return absl::NotFoundError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
-    }
-    text.assign(std::istreambuf_iterator<char>(file), {});
-  }
+  INFLLM_ASSIGN_OR_RETURN(std::string text,
+                          path == "-" ? ReadAll(STDIN_FILENO, "stdin") : ReadPath(path));
   if (IsXz(text)) {
     absl::StatusOr<std::string> unpacked = UnpackXz(text);
     if (!unpacked.ok()) {

@@ -10,6 +10,7 @@
 #include "kernels/core/thread_pool.h"
 #include "memstore/memory_store.h"
 #include "services/cli/flags.h"
+#include "services/cli/interrupt.h"
 #include "worker/attention/attention_policy.h"
 #include "worker/engine/loaded_model.h"
 #include "worker/engine/session.h"
@@ -39,19 +40,25 @@ struct AttentionRuntime {
 // What the flags tell about method and memory store. `model` must outlive the result.
 absl::StatusOr<AttentionRuntime> NewAttention(ModelRuntime& model, const RuntimeFlags& flags);
 
-// All that a command needs to run a model.
-struct Runtime : ModelRuntime, AttentionRuntime {
+// All that a command needs to run a model. While one lives, signals do not end the process but ask
+// it to stop: the store may have directories to remove, and another process contexts to forget.
+struct Runtime : ModelRuntime {
   static absl::StatusOr<std::unique_ptr<Runtime>> Make(const RuntimeFlags& flags);
 
   absl::StatusOr<std::unique_ptr<worker::Session>> NewSession() {
-    return worker::Session::New(*transformer, *policy);
+    return worker::Session::New(*transformer, *attention.policy);
   }
+
+  Interrupt interrupt;  // from before the store is opened until it is gone
+  AttentionRuntime attention;
 };
 
 // FAILED_PRECONDITION if the model directory has no tokenizer: the command needs text.
 absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::string& directory);
 
-// The whole of a file, unpacked if it is an xz archive, or of stdin for "-".
+// The whole of a file or pipe, unpacked if it is an xz archive, or of stdin for "-".
+//   INVALID_ARGUMENT  it is empty, larger than 1 GiB, a directory or a device
+//   by errno if it cannot be read; DATA_LOSS, RESOURCE_EXHAUSTED: those of UnpackXz
 absl::StatusOr<std::string> ReadText(const std::string& path);
 
 }  // namespace infllm::services

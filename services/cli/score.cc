@@ -8,9 +8,10 @@
 #include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
 #include "services/cli/commands.h"
-#include "services/cli/interrupt.h"
+#include "services/cli/output.h"
 #include "services/cli/progress.h"
 #include "services/cli/runtime.h"
+#include "worker/model/json_depth.h"
 
 namespace infllm::services {
 namespace {
@@ -24,6 +25,9 @@ struct ScoreFlags {
 // A JSON array of token ids.
 absl::StatusOr<std::vector<int32_t>> ReadTokenIds(const std::string& path) {
   INFLLM_ASSIGN_OR_RETURN(const std::string bytes, ReadText(path));
+  if (const absl::Status depth = worker::CheckJsonDepth(bytes); !depth.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", depth.message()));
+  }
   const auto json = nlohmann::json::parse(bytes, nullptr, /*allow_exceptions=*/false);
   if (!json.is_array()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON array of token ids"));
@@ -39,11 +43,26 @@ absl::StatusOr<std::vector<int32_t>> ReadTokenIds(const std::string& path) {
   return ids;
 }
 
+// Before anything is computed: each id is needed as a target before it is read as an input.
+absl::Status CheckVocabulary(std::span<const int32_t> ids, int64_t vocab_size,
+                             const std::string& path) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < vocab_size) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": element ", i, " is ", ids[i],
+                     ", but the vocabulary of the model has ids 0 to ", vocab_size - 1));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status RunScore(const ScoreFlags& flags) {
   std::vector<int32_t> ids;
   std::string text;
   if (!flags.token_ids.empty()) {
     INFLLM_ASSIGN_OR_RETURN(ids, ReadTokenIds(flags.token_ids));
+    INFLLM_ASSIGN_OR_RETURN(const worker::ModelConfig config,
+                            worker::LoadModelConfig(flags.runtime.model));
+    INFLLM_RETURN_IF_ERROR(CheckVocabulary(ids, config.vocab_size, flags.token_ids));
   } else {
     INFLLM_ASSIGN_OR_RETURN(text, ReadText(flags.text));
   }
@@ -58,7 +77,6 @@ absl::Status RunScore(const ScoreFlags& flags) {
                                                    "needed"));
   }
 
-  const Interrupt interrupt;
   INFLLM_ASSIGN_OR_RETURN(const auto session, runtime->NewSession());
   std::vector<int32_t> argmax;
   std::vector<double> token_nll;
@@ -74,7 +92,7 @@ absl::Status RunScore(const ScoreFlags& flags) {
         total += nll;
         if (flags.per_token) token_nll.push_back(nll);
       },
-      [&](int64_t done) { progress.Update(done); }, interrupt.flag()));
+      [&](int64_t done) { progress.Update(done); }, runtime->interrupt.flag()));
   progress.Finish();
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -91,14 +109,13 @@ absl::Status RunScore(const ScoreFlags& flags) {
       out["argmax"] = argmax;
       out["token_nll"] = token_nll;
     }
-    absl::PrintF("%s\n", out.dump());
-  } else {
-    absl::PrintF("nll %.6f  perplexity %.4f  over %s tokens, %s tokens/s\n", nll, std::exp(nll),
-                 WithThousands(static_cast<int64_t>(ids.size())),
-                 WithThousands(static_cast<int64_t>(rate)));
-    for (size_t i = 0; i < token_nll.size(); ++i) {
-      absl::PrintF("%d\t%d\t%.6f\t%d\n", i + 1, ids[i + 1], token_nll[i], argmax[i]);
-    }
+    return StreamOut(out.dump() + "\n");
+  }
+  absl::PrintF("nll %.6f  perplexity %.4f  over %s tokens, %s tokens/s\n", nll, std::exp(nll),
+               WithThousands(static_cast<int64_t>(ids.size())),
+               WithThousands(static_cast<int64_t>(rate)));
+  for (size_t i = 0; i < token_nll.size(); ++i) {
+    absl::PrintF("%d\t%d\t%.6f\t%d\n", i + 1, ids[i + 1], token_nll[i], argmax[i]);
   }
   return absl::OkStatus();
 }

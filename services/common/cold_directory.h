@@ -11,8 +11,10 @@ namespace infllm::services {
 
 // A cold store on RocksDB in `directory`/infllm-cold, which is emptied now and removed at the end:
 // contexts do not survive the process, so neither need their blocks. Nothing else in `directory` is
-// touched.
-//   FAILED_PRECONDITION  another process uses this directory for its blocks
+// touched. Only its user can read infllm-cold: the blocks hold what was read.
+//   FAILED_PRECONDITION  another process uses this directory for its blocks, or infllm-cold is a
+//                        symbolic link or a file
+//   PERMISSION_DENIED    infllm-cold or its lock belongs to another user
 //   PERMISSION_DENIED, UNAVAILABLE: by errno, or those of OpenRocksDb
 absl::StatusOr<std::unique_ptr<memstore::ColdStore>> OpenColdDirectory(
     const std::string& directory);

@@ -77,6 +77,9 @@ sigset_t StopSignals() {
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  struct sigaction hangup {};
+  ::sigaction(SIGHUP, nullptr, &hangup);
+  if (hangup.sa_handler != SIG_IGN) sigaddset(&signals, SIGHUP);  // ignored: nohup
   return signals;
 }
 
@@ -84,6 +87,8 @@ absl::Status Serve(const Options& options) {
   // Blocked here and so in every thread to come: they are waited for below.
   const sigset_t signals = StopSignals();
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  // Nobody need read what we print, nor stay connected.
+  std::signal(SIGPIPE, SIG_IGN);
 
   kernels::ThreadPool pool(options.threads);
   const std::unique_ptr<kernels::Backend> backend = kernels::NewCpuBackend(pool);
@@ -109,7 +114,8 @@ int Main(int argc, char** argv) {
   CLI::App app(
       "Keeps blocks of keys and values for infllm workers: in RAM, and on disk beyond that. Serves "
       "infllm.v1.MemoryStore with gRPC health and reflection. It starts empty and forgets all "
-      "contexts when it ends; SIGTERM or ^C drains running calls first, a second one ends at once.",
+      "contexts when it ends; SIGTERM, SIGHUP or ^C drains running calls first, a second one ends "
+      "at once.",
       "infllm-memstore");
   Options options;
   AddFlags(app, options);

@@ -20,6 +20,18 @@ namespace infllm::memstore {
 
 class DeviceDouble final : public kernels::Backend {
  public:
+  // How often each has been called.
+  struct Calls {
+    int allocate = 0;  // of device memory
+    int synchronize = 0;
+    int score_blocks = 0;
+    int top_k = 0;
+  };
+  Calls calls() const {
+    const std::lock_guard lock(mu_);
+    return calls_;
+  }
+
   std::string_view name() const override { return "double"; }
   bool host_accessible() const override { return false; }
   kernels::DType preferred_dtype() const override { return kernels::DType::kF32; }
@@ -30,6 +42,7 @@ class DeviceDouble final : public kernels::Backend {
         ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     INFLLM_CHECK(data != MAP_FAILED);
     memory_[data] = bytes;
+    ++calls_.allocate;
     return kernels::Buffer(data, bytes, [this](void* freed) {
       const std::lock_guard free_lock(mu_);
       ::munmap(freed, memory_.extract(freed).mapped());
@@ -52,6 +65,7 @@ class DeviceDouble final : public kernels::Backend {
   }
   absl::Status Synchronize(kernels::Stream stream) override {
     const std::lock_guard lock(mu_);
+    ++calls_.synchronize;
     for (const auto& [data, bytes] : memory_) ::mprotect(data, bytes, PROT_READ | PROT_WRITE);
     absl::Status status;
     for (const auto& operation : std::exchange(queues_[stream], {})) status.Update(operation());
@@ -70,21 +84,26 @@ class DeviceDouble final : public kernels::Backend {
     return absl::UnimplementedError("");
   }
   absl::Status ScoreBlocks(kernels::Stream stream, const kernels::ScoreBlocksArgs& args) override {
-    return Enqueue(stream, [=, this] { return host_->ScoreBlocks(kMainStream, args); });
+    return Enqueue(
+        stream, [=, this] { return host_->ScoreBlocks(kMainStream, args); }, &calls_.score_blocks);
   }
   absl::Status TopK(kernels::Stream stream, const kernels::TopKArgs& args) override {
-    return Enqueue(stream, [=, this] { return host_->TopK(kMainStream, args); });
+    return Enqueue(
+        stream, [=, this] { return host_->TopK(kMainStream, args); }, &calls_.top_k);
   }
 
  private:
-  absl::Status Enqueue(kernels::Stream stream, std::function<absl::Status()> operation) {
+  absl::Status Enqueue(kernels::Stream stream, std::function<absl::Status()> operation,
+                       int* calls = nullptr) {
     const std::lock_guard lock(mu_);
+    if (calls != nullptr) ++*calls;
     queues_[stream].push_back(std::move(operation));
     return absl::OkStatus();
   }
 
   const std::unique_ptr<kernels::Backend> host_ = kernels::NewReferenceBackend();
-  std::mutex mu_;
+  mutable std::mutex mu_;
+  Calls calls_ ABSL_GUARDED_BY(mu_);
   std::map<void*, size_t> memory_ ABSL_GUARDED_BY(mu_);
   std::map<kernels::Stream, std::vector<std::function<absl::Status()>>> queues_
       ABSL_GUARDED_BY(mu_);

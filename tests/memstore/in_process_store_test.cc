@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -232,6 +233,32 @@ TEST_F(InProcessStoreTest, ALostRecordIsDataLoss) {
   script_->FailGets(absl::NotFoundError("gone"));
   EXPECT_THAT(Fetch({0}), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("lost")));
   EXPECT_EQ(Stats().corrupt_blocks, 1);
+}
+
+TEST_F(InProcessStoreTest, AReadThatThrowsLeavesTheBlockToOthers) {
+  Open(/*ram_blocks=*/2);
+  ASSERT_OK(Append(0, 6));
+  script_->ThrowFromGets(true);
+  EXPECT_THROW(Fetch({0, 1}).IgnoreError(), std::bad_alloc);
+  script_->ThrowFromGets(false);
+  ASSERT_OK_AND_ASSIGN(const auto handles, Fetch({0, 1}));
+  EXPECT_EQ(Bytes(handles[1]), Payloads(0, 1));
+  EXPECT_EQ(Stats().blocks_ram, 2);
+  EXPECT_EQ(Stats().ram_bytes, 2 * kPayloadBytes);
+}
+
+TEST_F(InProcessStoreTest, AWriteThatThrowsIsAFailedWrite) {
+  Open(/*ram_blocks=*/4);
+  script_->ThrowFromPuts(true);
+  EXPECT_THAT(Append(0, 20), StatusIs(absl::StatusCode::kResourceExhausted,
+                                      HasSubstr("the process has no memory left")));
+  const int64_t stored = Stats().blocks;
+  script_->ThrowFromPuts(false);
+  EXPECT_OK(Append(stored, 20 - stored));
+  for (int64_t block = 0; block < 20; ++block) {
+    ASSERT_OK_AND_ASSIGN(const auto handles, Fetch({block}));
+    ASSERT_EQ(Bytes(handles[0]), Payloads(0, block));
+  }
 }
 
 TEST_F(InProcessStoreTest, DropFreesTheColdTierWithTheLastFork) {

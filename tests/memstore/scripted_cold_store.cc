@@ -1,6 +1,7 @@
 #include "tests/memstore/scripted_cold_store.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 namespace infllm::memstore {
@@ -18,6 +19,7 @@ class ColdScript::Store final : public ColdStore {
       script_->changed_.notify_all();
       script_->changed_.wait(lock, [&] { return !script_->hold_; });
       --script_->held_;
+      if (script_->put_throws_) throw std::bad_alloc();
       if (!script_->put_status_.ok()) return script_->put_status_;
       size_t bytes = 0;
       for (Entry& entry : stored) {
@@ -39,6 +41,7 @@ class ColdScript::Store final : public ColdStore {
                                 std::span<const std::span<std::byte>> outs) override {
     std::vector<absl::Status> statuses = inner_->Get(keys, outs);
     const std::lock_guard lock(script_->mu_);
+    if (script_->get_throws_) throw std::bad_alloc();
     for (size_t i = 0; i < keys.size(); ++i) {
       if (!script_->get_status_.ok()) {
         statuses[i] = script_->get_status_;
@@ -75,6 +78,14 @@ void ColdScript::FailPuts(absl::Status status) {
 void ColdScript::FailGets(absl::Status status) {
   const std::lock_guard lock(mu_);
   get_status_ = std::move(status);
+}
+void ColdScript::ThrowFromPuts(bool on) {
+  const std::lock_guard lock(mu_);
+  put_throws_ = on;
+}
+void ColdScript::ThrowFromGets(bool on) {
+  const std::lock_guard lock(mu_);
+  get_throws_ = on;
 }
 void ColdScript::FlipReadByte(int64_t offset) {
   const std::lock_guard lock(mu_);

@@ -24,6 +24,9 @@ class ColdScript {
   // From now on; OK ends it.
   void FailPuts(absl::Status status);
   void FailGets(absl::Status status);
+  // Throws std::bad_alloc, from now on; false ends it.
+  void ThrowFromPuts(bool on);
+  void ThrowFromGets(bool on);
   // Inverts one bit of byte `offset` of every value that is read; -1 ends it.
   void FlipReadByte(int64_t offset);
   // Every value that is read is this one; empty ends it.
@@ -49,6 +52,8 @@ class ColdScript {
   std::condition_variable changed_;
   absl::Status put_status_;
   absl::Status get_status_;
+  bool put_throws_ = false;
+  bool get_throws_ = false;
   int64_t flip_ = -1;
   std::vector<std::byte> replacement_;
   int64_t truncate_ = -1;

@@ -124,7 +124,7 @@ TEST_P(SelectorTest, EqualScoresGoToTheSmallerIndex) {
       (std::vector<int64_t>{1, 4, 7, 10}));
 }
 
-// Shapes that alternate, views that are shared, empty, or too large to be scored together.
+// Shapes that alternate, views that are shared, or empty.
 TEST_P(SelectorTest, AnAnswerDoesNotDependOnOtherQueries) {
   const Geometry shapes[] = {Shape(4, 2, 8), Shape(2, 1, 20)};
   std::vector<std::shared_ptr<const IndexView>> views[2];
@@ -160,16 +160,59 @@ TEST_P(SelectorTest, AnAnswerDoesNotDependOnOtherQueries) {
   }
 }
 
-TEST_P(SelectorTest, QueriesWhoseScoresDoNotFitTogetherAreScoredInTurn) {
-  const Geometry shape = Shape(1, 1, 1);
+// What a step of many queries costs the device.
+TEST(Selector, QueriesOfOneShapeAreOneCall) {
+  DeviceDouble device;
+  std::atomic<int64_t> allocated = 0;
+  BlockIndex index(device, kernels::Backend::kMainStream, kGeometry, allocated);
+  ASSERT_OK(index.Add(Representatives(0, 0, 50)));
+  BlockIndex fork = index.Fork();
+  ASSERT_OK(fork.Add(Representatives(0, 50, 9)));
+  const auto view = std::make_shared<const IndexView>(index.View());
+  const auto of_fork = std::make_shared<const IndexView>(fork.View());
+  EXPECT_EQ(of_fork->chunks[0].data, view->chunks[0].data) << "scored in one pass";
+  std::vector<std::vector<float>> vectors;
+  for (int64_t i = 0; i < 32; ++i) vectors.push_back(Query(i));
+  std::vector<RankQuery> queries;
+  for (const std::vector<float>& vector : vectors) {
+    queries.push_back({.query = vector,
+                       .geometry = &kGeometry,
+                       .view = queries.size() % 2 == 0 ? view : of_fork,
+                       .k = 4});
+  }
+  Selector selector(device);
+  for (int step = 0; step < 2; ++step) {
+    const DeviceDouble::Calls before = device.calls();
+    ASSERT_OK(selector.Rank(Scoring::kMean, queries));
+    const DeviceDouble::Calls after = device.calls();
+    EXPECT_EQ(after.score_blocks - before.score_blocks, 1);
+    EXPECT_EQ(after.top_k - before.top_k, 1);
+    EXPECT_EQ(after.synchronize - before.synchronize, 1);
+    EXPECT_EQ(after.allocate - before.allocate, step == 0 ? 1 : 0) << "memory is kept";
+  }
+}
+
+TEST(Selector, QueriesWhoseScoresDoNotFitTogetherAreScoredInTurn) {
+  kernels::ThreadPool pool(2);
+  const auto backend = kernels::NewCpuBackend(pool);
+  const Geometry shape = {.layers = 1,
+                          .q_heads = 1,
+                          .kv_heads = 1,
+                          .head_dim = 1,
+                          .block_tokens = 1,
+                          .representative = RepresentativeKind::kMeanKey};
+  std::atomic<int64_t> allocated = 0;
+  BlockIndex index(*backend, kernels::Backend::kMainStream, shape, allocated);
   const std::vector<float> all = WideRepresentatives(1, 50'000, shape);
-  const auto view = View(shape, all);
+  ASSERT_OK(index.Add(all));
+  const auto view = std::make_shared<const IndexView>(index.View());
   const std::vector<float> up = {1}, down = {-1};
   std::vector<RankQuery> queries;
   for (int i = 0; i < 400; ++i) {  // 20 million scores
     queries.push_back({.query = i % 2 == 0 ? up : down, .geometry = &shape, .view = view, .k = 3});
   }
-  ASSERT_OK_AND_ASSIGN(const auto best, selector_.Rank(Scoring::kMean, queries));
+  Selector selector(*backend);
+  ASSERT_OK_AND_ASSIGN(const auto best, selector.Rank(Scoring::kMean, queries));
   ASSERT_EQ(best.size(), queries.size());
   const auto first = OracleTopK(OracleScores(all, up, shape, Scoring::kMean), 3);
   const auto second = OracleTopK(OracleScores(all, down, shape, Scoring::kMean), 3);

@@ -1,5 +1,6 @@
 // Runs the real binaries as a user would.
 #include <signal.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <chrono>
@@ -48,6 +49,13 @@ class CliTest : public ::testing::Test {
   Result Run(std::vector<std::string> arguments, const std::string& stdin_path = "/dev/null") {
     arguments.insert(arguments.begin(), INFLLM_CLI);
     Subprocess process(arguments, stdin_path);
+    const int status = process.Wait();
+    return {status, process.out(), process.err()};
+  }
+  // Runs a line of shell in which "$@" is the command.
+  Result RunInShell(const std::string& line, std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"/bin/sh", "-c", line, "sh", INFLLM_CLI});
+    Subprocess process(arguments);
     const int status = process.Wait();
     return {status, process.out(), process.err()};
   }
@@ -100,6 +108,10 @@ TEST_F(CliTest, WrongUsageIsStatusTwoAndNamesTheFlag) {
 
 TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
   const std::string text = dir_.Write("text", "Once upon a time");
+  const std::string deep =
+      dir_.Write("deep", std::string(1000000, '[') + std::string(1000000, ']'));
+  const std::string huge = dir_.Write("huge", "x");
+  std::filesystem::resize_file(huge, uintmax_t{2} << 30);  // sparse
   const std::string broken = dir_.path() + "/broken";
   std::filesystem::copy(kModel, broken);
   std::filesystem::resize_file(broken + "/model.safetensors", 5000);
@@ -113,8 +125,15 @@ TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
            {{"ask", "--model", kModel, "--text", text, "--question", "x", "--evidence", "absent"},
             "absent"},
            {{"score", "--model", kModel, "--token-ids", text}, "JSON"},
+           {{"score", "--model", kModel, "--token-ids", deep}, "nested deeper than 64 levels"},
            {{"score", "--model", kModel, "--token-ids", dir_.Write("ids", "[1, 999999]")},
             "999999"},
+           {{"generate", "--model", kModel, "--prompt-file", "/proc/self/mem"},
+            "cannot read /proc/self/mem: Input/output error"},
+           {{"generate", "--model", kModel, "--prompt-file", dir_.path()}, "is a directory"},
+           {{"score", "--model", kModel, "--text", "/dev/zero"}, "/dev/zero is a device"},
+           {{"score", "--model", kModel, "--token-ids", "/dev/full"}, "/dev/full is a device"},
+           {{"score", "--model", kModel, "--text", huge}, "is larger than the 1 GiB"},
            {{"generate", "--model", kModel, "--prompt", "x", "--exec-block", "5000"},
             "exec-block is 5000"},
            {{"generate", "--model", kModel, "--prompt", "x", "--selection", "kv-head"},
@@ -165,6 +184,19 @@ TEST_F(CliTest, SamplingFollowsTheSeed) {
   };
   EXPECT_EQ(sample("3"), sample("3"));
   EXPECT_NE(sample("3"), sample("4"));
+}
+
+TEST_F(CliTest, NoTokenIsScoredIfOneIsNotInTheVocabulary) {
+  for (const size_t at : {0, 1, 511, 512, 513, 1024}) {  // also the first of a chunk
+    std::vector<int> ids(1100, 1);
+    ids[at] = 900000000;
+    const Result result = Run(
+        {"score", "--model", kModel, "--token-ids", dir_.Write("ids", Json(ids).dump()), "--json"});
+    EXPECT_EQ(result.status, 1) << at;
+    EXPECT_THAT(result.err, HasSubstr("element " + std::to_string(at) +
+                                      " is 900000000, but the vocabulary of the model has ids 0 "
+                                      "to 511"));
+  }
 }
 
 TEST_F(CliTest, ScoreGivesTheSameForTextAndIds) {
@@ -307,13 +339,15 @@ TEST_F(CliTest, ABadPresetIsNamed) {
            {"nonsense", "is not a JSON object"},
            {R"({"n-local": 3})", "has no object \"method\""},
            {R"({"method": {"n-local": [3]}})", "\"n-local\" is neither"},
+           {R"({"method": )" + std::string(100000, '[') + std::string(100000, ']') + "}",
+            "nested deeper than 64 levels"},
            {R"({"method": {"n-locale": 3}})", "sets n-locale"},
            {R"({"method": {"threads": 3}})", "sets threads"},
            {R"({"method": {"n-local": "many"}})", "--n-local"}}) {
     std::ofstream(model + "/infllm.json") << json;
     const Result result = Run(command);
-    EXPECT_EQ(result.status, 2) << json;
-    EXPECT_THAT(result.err, HasSubstr(complaint)) << json;
+    EXPECT_EQ(result.status, 2) << json.substr(0, 100);
+    EXPECT_THAT(result.err, HasSubstr(complaint)) << json.substr(0, 100);
   }
   std::filesystem::remove(model + "/infllm.json");
   EXPECT_EQ(Run({"generate", "--model", model, "--prompt", "x", "--preset=mine"}).status, 2);
@@ -328,17 +362,89 @@ TEST_F(CliTest, ReadsStandardInput) {
   EXPECT_THAT(result.out, AllOf(HasSubstr("Q: Tim"), HasSubstr("tokens/s"), HasSubstr("peak")));
 }
 
-TEST_F(CliTest, InterruptEndsALongJobCleanlyWithinASecond) {
+TEST_F(CliTest, SignalsEndALongJobCleanlyWithinASecond) {
+  ::signal(SIGHUP, SIG_DFL);  // inherited by the command; this test may run under nohup
   const std::string text = dir_.Write("text", StoryText(60000));
   const std::string cold = dir_.file("cold");
-  Subprocess process(With({INFLLM_CLI, "ask", "--model", kModel, "--text", text, "--question", "x",
-                           "--ram-bytes", "1MiB", "--cold-dir", cold}));
+  for (const auto& [signal, status] : {std::pair{SIGINT, 130}, {SIGTERM, 143}, {SIGHUP, 129}}) {
+    Subprocess process(With({INFLLM_CLI, "ask", "--model", kModel, "--text", text, "--question",
+                             "x", "--ram-bytes", "1MiB", "--cold-dir", cold}));
+    ASSERT_TRUE(process.WaitForOutput("reading "));
+    EXPECT_FALSE(std::filesystem::is_empty(cold));
+    const auto start = std::chrono::steady_clock::now();
+    process.Signal(signal);
+    EXPECT_EQ(process.Wait(), status);
+    EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
+    EXPECT_THAT(process.err(), HasSubstr("interrupted"));
+    EXPECT_TRUE(std::filesystem::is_empty(cold)) << "after signal " << signal;
+  }
+}
+
+TEST_F(CliTest, AHangupThatNohupIgnoresDoesNotEndAJob) {
+  const std::string text = dir_.Write("text", StoryText(60000));
+  const auto before = ::signal(SIGHUP, SIG_IGN);
+  Subprocess process(
+      With({INFLLM_CLI, "ask", "--model", kModel, "--text", text, "--question", "x"}));
+  ::signal(SIGHUP, before);
   ASSERT_TRUE(process.WaitForOutput("reading "));
-  const auto start = std::chrono::steady_clock::now();
-  process.Signal(SIGINT);
-  EXPECT_EQ(process.Wait(), 130);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(1));
-  EXPECT_THAT(process.err(), HasSubstr("interrupted"));
+  process.Signal(SIGHUP);
+  process.Signal(SIGTERM);
+  EXPECT_EQ(process.Wait(), 143);
+}
+
+TEST_F(CliTest, OutputThatIsLostIsAnError) {
+  const std::string text = dir_.Write("text", StoryText(8));
+  for (const std::vector<std::string>& arguments : std::vector<std::vector<std::string>>{
+           {"--help"},
+           {"--version"},
+           {"eval", "list"},
+           {"generate", "--model", kModel, "--prompt", "x", "--max-tokens", "5"},
+           {"generate", "--model", kModel, "--prompt", "x", "--max-tokens", "5", "--json"},
+           {"score", "--model", kModel, "--text", text},
+           {"score", "--model", kModel, "--text", text, "--per-token", "--json"}}) {
+    for (const auto& [redirection, why] :
+         {std::pair{R"("$@" > /dev/full)", "cannot write to stdout: No space left on device"},
+          {R"("$@" >&-)", "cannot write to stdout: Bad file descriptor"}}) {
+      const Result result = RunInShell(redirection, arguments);
+      EXPECT_EQ(result.status, 1) << arguments[0] << redirection;
+      EXPECT_THAT(result.err, AllOf(StartsWith("infllm: "), HasSubstr(why)));
+      EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    }
+  }
+}
+
+// An answer that nobody reads is not made to its end, and neither blocks nor contexts stay behind.
+TEST_F(CliTest, AReaderThatGoesAwayEndsTheJobCleanly) {
+  const std::string text = dir_.Write("text", StoryText(20));
+  const std::string cold = dir_.file("cold"), endpoint = "unix:" + dir_.file("store");
+  const std::string pipe = dir_.file("pipe");
+  ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
+  Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--cold-dir", dir_.file("daemon")});
+  ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
+  const auto ask = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"ask", "--model", kModel, "--text", text, "--question", "Tim"});
+    return With(std::move(more));
+  };
+  const auto blocks_stored = [&] {
+    return Run(ask({"--memstore", endpoint, "--max-tokens", "1", "--json"}))
+        .json()
+        .at("memory")
+        .at("blocks_stored")
+        .get<int64_t>();
+  };
+  const int64_t blocks = blocks_stored();
+  for (const std::vector<std::string>& store : {std::vector<std::string>{"--cold-dir", cold},
+                                                std::vector<std::string>{"--memstore", endpoint}}) {
+    // Descriptor 6 is a pipe whose only reader, 5, is closed again.
+    const Result result =
+        RunInShell("exec 5<>" + pipe + " 6>" + pipe + R"( 5>&-; exec "$@" >&6 6>&-)", ask(store));
+    EXPECT_EQ(result.status, 1);
+    EXPECT_THAT(result.err, HasSubstr("infllm: cannot write to stdout: Broken pipe"));
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(cold));
+  EXPECT_EQ(blocks_stored(), blocks);
+  daemon.Signal(SIGTERM);
+  EXPECT_EQ(daemon.Wait(), 0);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -19,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using ::infllm::testing::StatusIs;
 using ::infllm::testing::TempDir;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -85,6 +87,57 @@ TEST(ColdDirectoryTest, MakesTheDirectoryOrSaysWhyNot) {
               StatusIs(absl::StatusCode::kUnavailable, HasSubstr(file)));
 }
 
+fs::perms Permissions(const std::string& path) { return fs::status(path).permissions(); }
+
+TEST(ColdDirectoryTest, OnlyItsUserCanReadIt) {
+  const TempDir dir;
+  const mode_t before = ::umask(0);
+  const auto store = OpenColdDirectory(dir.path());
+  ::umask(before);
+  ASSERT_OK(store);
+  EXPECT_EQ(Permissions(dir.file("infllm-cold")), fs::perms::owner_all);
+  EXPECT_EQ(Permissions(dir.file("infllm-cold.lock")),
+            fs::perms::owner_read | fs::perms::owner_write);
+}
+
+TEST(ColdDirectoryTest, FollowsNoLinkAndTouchesNoFile) {
+  const TempDir dir;
+  fs::create_directories(dir.file("elsewhere"));
+  dir.Write("elsewhere/precious", "bytes");
+  const auto refused = [&](const char* why) {
+    return StatusIs(absl::StatusCode::kFailedPrecondition,
+                    AllOf(HasSubstr(dir.file("infllm-cold")), HasSubstr(why)));
+  };
+  fs::create_symlink(dir.file("elsewhere"), dir.file("infllm-cold"));
+  EXPECT_THAT(OpenColdDirectory(dir.path()), refused("symbolic link"));
+  EXPECT_TRUE(fs::exists(dir.file("elsewhere/precious")));
+  EXPECT_TRUE(fs::is_symlink(dir.file("infllm-cold")));
+  fs::remove(dir.file("infllm-cold"));
+  dir.Write("infllm-cold", "bytes");
+  EXPECT_THAT(OpenColdDirectory(dir.path()), refused("is a file"));
+  EXPECT_TRUE(fs::exists(dir.file("infllm-cold")));
+}
+
+TEST(ColdDirectoryTest, RefusesWhatBelongsToAnother) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can give files to another user";
+  const TempDir dir;
+  for (const char* name : {"infllm-cold", "infllm-cold.lock"}) {
+    const std::string path = dir.file(name);
+    if (path.ends_with(".lock")) {
+      dir.Write(name, "");
+    } else {
+      fs::create_directories(path + "/theirs");
+    }
+    ASSERT_EQ(::chown(path.c_str(), 12345, 12345), 0);
+    EXPECT_THAT(OpenColdDirectory(dir.path()),
+                StatusIs(absl::StatusCode::kPermissionDenied,
+                         HasSubstr(path + " belongs to user 12345, not to user 0")));
+    EXPECT_TRUE(fs::exists(path));
+    fs::remove_all(path);
+  }
+  EXPECT_OK(OpenColdDirectory(dir.path()));
+}
+
 class ScratchColdStoreTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -108,6 +161,9 @@ TEST_F(ScratchColdStoreTest, MakesItsDirectoryWhenABlockIsWrittenAndRemovesIt) {
   EXPECT_THAT(Entries(dir_.path()), IsEmpty());
   ASSERT_OK(PutOne(*store, "key", "value"));
   EXPECT_THAT(Entries(dir_.path()), SizeIs(2));  // and its lock
+  for (const std::string& name : Entries(dir_.path())) {
+    EXPECT_EQ(Permissions(dir_.file(name)) & ~fs::perms::owner_all, fs::perms::none) << name;
+  }
   EXPECT_OK(GetOne(*store, "key", 5));
   store.reset();
   EXPECT_THAT(Entries(dir_.path()), IsEmpty());

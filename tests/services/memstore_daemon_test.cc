@@ -80,8 +80,14 @@ class Daemon {
       Signal(SIGKILL);
       Wait();
     }
-    std::fclose(out_);
+    CloseOutput();
     std::fclose(err_);
+  }
+
+  // From now on what it prints is lost.
+  void CloseOutput() {
+    if (out_ != nullptr) std::fclose(out_);
+    out_ = nullptr;
   }
 
   // The next line of its output; empty if it has ended.
@@ -223,6 +229,30 @@ TEST_F(MemstoreDaemonTest, KeepsBlocksOnDiskAndLeavesNothingBehind) {
   EXPECT_EQ(daemon.Wait(), 0);
   EXPECT_TRUE(std::filesystem::is_empty(cold));
   EXPECT_FALSE(std::filesystem::exists(dir_.file("s")));
+}
+
+TEST_F(MemstoreDaemonTest, HangupAndALostReaderLeaveNothingBehind) {
+  ::signal(SIGHUP, SIG_DFL);  // inherited by the daemon; this test may run under nohup
+  const std::string cold = dir_.file("cold");
+  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB", "--cold-dir", cold});
+  ASSERT_EQ(daemon.Ready(), Socket("s"));
+  daemon.CloseOutput();
+  daemon.Signal(SIGHUP);
+  EXPECT_EQ(daemon.Wait(), 0);
+  EXPECT_TRUE(std::filesystem::is_empty(cold));
+  EXPECT_FALSE(std::filesystem::exists(dir_.file("s")));
+}
+
+TEST_F(MemstoreDaemonTest, IgnoresTheHangupThatNohupIgnores) {
+  const auto before = ::signal(SIGHUP, SIG_IGN);
+  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB"});
+  ::signal(SIGHUP, before);
+  ASSERT_EQ(daemon.Ready(), Socket("s"));
+  daemon.Signal(SIGHUP);
+  EXPECT_OK(ConnectRemoteStore(Socket("s"), {}).status());
+  daemon.Signal(SIGTERM);
+  EXPECT_THAT(daemon.ReadLine(), HasSubstr("stopping"));
+  EXPECT_EQ(daemon.Wait(), 0);
 }
 
 TEST_F(MemstoreDaemonTest, SecondSignalDoesNotWaitForRunningCalls) {

@@ -316,9 +316,8 @@ TEST(ModelConfigTest, FamilySpecificFieldsAreRefused) {
 }
 
 TEST(ModelConfigTest, MalformedJsonIsRefused) {
-  const std::string deep(200000, '[');
-  const std::string deep_value =
-      R"({"model_type": "llama", "hidden_size": )" + deep + std::string(deep.size(), ']') + "}";
+  const std::string deep(1000000, '[');
+  const std::string deep_value = deep + std::string(deep.size(), ']');
   struct Case {
     std::string text;
     const char* message;
@@ -332,8 +331,11 @@ TEST(ModelConfigTest, MalformedJsonIsRefused) {
       {R"({"hidden_size": NaN})", "not valid JSON"},
       {R"({"rope_theta": 1e999})", "not valid JSON"},
       {"{\"model_type\": \"\xff\"}", "not valid JSON"},
-      {deep, "not valid JSON"},
-      {deep_value, "hidden_size is an array of 1"},
+      {deep, "nested deeper than 64 levels"},
+      {R"({"model_type": "llama", "hidden_size": )" + deep_value + "}",
+       "nested deeper than 64 levels at byte 102"},
+      {R"({"rope_scaling": {"type": )" + deep_value + R"(, "rope_type": )" + deep_value + "}}",
+       "nested deeper than 64 levels"},
   };
   for (const Case& c : kCases) {
     EXPECT_THAT(ParseModelConfig(c.text),

@@ -1,6 +1,7 @@
 #include "worker/engine/sampler.h"
 
 #include <cmath>
+#include <limits>
 #include <map>
 #include <vector>
 
@@ -19,6 +20,15 @@ std::map<int32_t, double> Frequencies(const SamplingOptions& options, int draws 
   std::map<int32_t, double> share;
   for (int i = 0; i < draws; ++i) share[sampler.Sample(kLogits)] += 1.0 / draws;
   return share;
+}
+
+TEST(NegativeLogLikelihoodTest, ATokenOutsideTheVocabularyIsImpossible) {
+  double sum = 0;
+  for (const float logit : kLogits) sum += std::exp(double{logit});
+  EXPECT_NEAR(NegativeLogLikelihood(kLogits, 3), std::log(sum) - 3, 1e-12);
+  for (const int32_t token : {-1, 4, 900000000}) {
+    EXPECT_EQ(NegativeLogLikelihood(kLogits, token), std::numeric_limits<double>::infinity());
+  }
 }
 
 TEST(SamplerTest, GreedyTakesTheFirstOfTheLikeliest) {

@@ -1,21 +1,28 @@
 #include "worker/engine/loaded_model.h"
 
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "worker/model/json_depth.h"
+#include "worker/model/read_file.h"
 
 namespace infllm::worker {
 namespace {
 
+constexpr size_t kMaxTokenizerConfigBytes = 16 << 20;
+
 // SentencePiece models put BOS before a text unless tokenizer_config.json says otherwise.
 absl::StatusOr<bool> ReadAddBos(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return true;
-  const auto json = nlohmann::json::parse(file, nullptr, /*allow_exceptions=*/false);
+  const absl::StatusOr<std::string> text = ReadFile(path, kMaxTokenizerConfigBytes);
+  if (absl::IsNotFound(text.status())) return true;
+  INFLLM_RETURN_IF_ERROR(text.status());
+  if (const absl::Status depth = CheckJsonDepth(*text); !depth.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", depth.message()));
+  }
+  const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded() || !json.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
   }

@@ -22,7 +22,7 @@ struct SamplingOptions {
 // The likeliest token; ties go to the smaller id. REQUIRES: !logits.empty().
 int32_t Argmax(std::span<const float> logits);
 
-// -ln softmax(logits)[token], in double.
+// -ln softmax(logits)[token], in double; infinite for a token that has no logit.
 double NegativeLogLikelihood(std::span<const float> logits, int32_t token);
 
 // Chooses tokens from logits. The same seed and logits give the same tokens on every machine.

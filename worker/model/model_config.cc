@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "worker/model/json_depth.h"
 #include "worker/model/quote.h"
 #include "worker/model/read_file.h"
 
@@ -101,7 +102,7 @@ constexpr Feature kUnsupportedFeatures[] = {
     {"moe_intermediate_size", Neutral::kFalseOrZero},
 };
 
-// A value as it stands in the file. Arrays and objects are only named: they may be huge or deep.
+// A value as it stands in the file. Arrays and objects are only named: they may be huge.
 std::string Show(const Json& value) {
   if (value.is_string()) return Quote(value.get_ref<const std::string&>());
   if (value.is_object()) return absl::StrCat("an object of ", value.size(), " fields");
@@ -169,6 +170,7 @@ absl::StatusOr<bool> ReadBool(const Json& object, const char* key, bool otherwis
 }
 
 absl::StatusOr<Json> ParseObject(std::string_view text) {
+  INFLLM_RETURN_IF_ERROR(CheckJsonDepth(text));
   try {
     Json json = Json::parse(text.begin(), text.end());
     if (!json.is_object()) return Invalid("not a JSON object but ", Show(json));

@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/core/status_macros.h"
+#include "worker/model/json_depth.h"
 #include "worker/model/quote.h"
 #include "worker/model/read_file.h"
 #include "worker/model/safetensors.h"
@@ -240,6 +241,7 @@ absl::StatusOr<std::unique_ptr<ModelFiles>> OpenSharded(const std::string& direc
 }  // namespace
 
 absl::StatusOr<std::map<std::string, std::string>> ParseShardIndex(std::string_view json) {
+  INFLLM_RETURN_IF_ERROR(CheckJsonDepth(json));
   // The parser keeps the last of duplicate keys; which of two shards is meant is not ours to say.
   std::set<std::string> keys;
   std::string section, duplicate;

@@ -40,7 +40,8 @@ struct Entry {
 };
 
 // Reads the header event by event: a parsed document would already have dropped duplicate keys,
-// and would hold a hostile header of 100 MB in gigabytes.
+// and would hold a hostile header of 100 MB in gigabytes. Whatever nests deeper than an entry
+// ends the reading.
 class HeaderReader : public nlohmann::json_sax<Json> {
  public:
   const absl::Status& status() const { return status_; }
