@@ -305,6 +305,7 @@ TEST_F(TamperingTest, DamageOnceIsHealedByARetry) {
   auto store = ConnectRemoteStore("unix:" + dir_.file("s"), {.clock = &clock_});
   ASSERT_OK(store);
   store_ = *std::move(store);
+  ASSERT_OK(select_());  // the contexts are known then
   for (const Direction direction : {Direction::kRequest, Direction::kResponse}) {
     tampering_.SetOnce(direction, 200);
     EXPECT_OK(select_());
@@ -319,7 +320,7 @@ TEST_F(TamperingTest, IsCounted) {
   ASSERT_OK_AND_ASSIGN(const memstore::StoreStats before, store_->Stats());
   tampering_.Set(Direction::kResponse, 80);
   EXPECT_THAT(fetch_(), StatusIs(absl::StatusCode::kDataLoss));
-  tampering_.Set(Direction::kRequest, 80);
+  tampering_.Set(Direction::kRequest, 400);  // in a payload
   const std::vector<std::byte> payload(kGeometry.payload_bytes(), std::byte{9});
   const std::vector<std::span<const std::byte>> payloads(3, payload);
   EXPECT_THAT(store_->Append(kContext, 1, 7, payloads), StatusIs(absl::StatusCode::kDataLoss));
