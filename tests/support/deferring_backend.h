@@ -61,11 +61,18 @@ class DeferringBackend final : public kernels::Backend {
   absl::Status Wait(kernels::Stream, kernels::Event) override { return absl::OkStatus(); }
 
   absl::Status Synchronize(kernels::Stream stream) override {
-    std::vector<std::function<absl::Status()>> work;
+    Queue* queue = nullptr;
     {
       const std::lock_guard lock(mu_);
       ++counts_.waits;
-      std::swap(work, queues_[stream]);
+      queue = &queues_[stream];
+    }
+    // Another thread that waits for the stream may be doing what this one waits for.
+    const std::lock_guard running(queue->running);
+    std::vector<std::function<absl::Status()>> work;
+    {
+      const std::lock_guard lock(mu_);
+      std::swap(work, queue->operations);
     }
     for (const auto& operation : work) INFLLM_RETURN_IF_ERROR(operation());
     return base_->Synchronize(kMainStream);
@@ -105,7 +112,7 @@ class DeferringBackend final : public kernels::Backend {
   }
   absl::Status Defer(kernels::Stream stream, std::function<absl::Status()> operation) {
     const std::lock_guard lock(mu_);
-    queues_[stream].push_back(std::move(operation));
+    queues_[stream].operations.push_back(std::move(operation));
     return absl::OkStatus();
   }
 
@@ -113,7 +120,11 @@ class DeferringBackend final : public kernels::Backend {
   mutable std::mutex mu_;
   Counts counts_;
   uintptr_t next_stream_ = 1;
-  std::map<kernels::Stream, std::vector<std::function<absl::Status()>>> queues_;
+  struct Queue {
+    std::mutex running;
+    std::vector<std::function<absl::Status()>> operations;
+  };
+  std::map<kernels::Stream, Queue> queues_;
 };
 
 }  // namespace infllm::testing

@@ -140,7 +140,9 @@ TEST_F(SchedulerTest, ScoresAreOfTheTokensThatFollow) {
   for (size_t i = 0; i < 100; ++i) {
     const float* const row = &logits[i * vocab];
     EXPECT_EQ(scores[i].argmax, std::max_element(row, row + vocab) - row);
-    if (i < 99) EXPECT_LT(scores[i].logprob, 0);
+    if (i < 99) {
+      EXPECT_LT(scores[i].logprob, 0);
+    }
   }
 }
 

@@ -14,16 +14,17 @@
 namespace infllm::worker {
 
 struct ModelOptions {
-  std::string directory;             // a Hugging Face directory
-  std::string device = "auto";       // auto, cpu, cuda
-  std::optional<kernels::DType> dtype;  // of weights, keys and values; the device's own unless given
-  int threads = 0;                   // 0: ThreadPool::DefaultThreads()
+  std::string directory;        // a Hugging Face directory
+  std::string device = "auto";  // auto, cpu, cuda
+  std::optional<kernels::DType>
+      dtype;        // of weights, keys and values; the device's own unless given
+  int threads = 0;  // 0: ThreadPool::DefaultThreads()
 };
 
 // A model in memory, and what computes it: ready for engines.
 struct ModelRuntime {
-  // `check` sees the model's config before the weights are loaded: a typo in some other option should
-  // not cost minutes. Its error is returned.
+  // `check` sees the model's config before the weights are loaded: a typo in some other option
+  // should not cost minutes. Its error is returned.
   //   UNAVAILABLE, UNIMPLEMENTED  the device; otherwise the errors of LoadModel
   static absl::StatusOr<std::unique_ptr<ModelRuntime>> Load(
       const ModelOptions& options,

@@ -52,18 +52,20 @@ void Scheduler::Plan() {
       sample(running, &running.request.tokens.back());
     }
   }
-  bool reads = false;
+  std::vector<std::list<Running>::iterator>& readers = readers_;
+  readers.clear();
   const int64_t exec_block = engine_.attention().exec_block;
-  for (Running& running : running_) {
+  for (auto at = running_.begin(); at != running_.end(); ++at) {
+    Running& running = *at;
     const auto to_read = static_cast<int64_t>(running.to_read() - running.read);
     if (running.generates() || to_read == 0) continue;
     int64_t count = std::min({to_read, std::max<int64_t>(left, 0), engine_.max_item_tokens()});
     if (count < to_read) count = count / exec_block * exec_block;
     if (count == 0) {
-      if (reads) continue;
+      if (!readers.empty()) continue;
       count = std::min(to_read, exec_block);  // or a small budget would never read anything
     }
-    reads = true;
+    readers.push_back(at);
     const std::span<const int32_t> tokens = running.request.tokens;
     StepItem* const item = add(running, tokens.subspan(running.read, static_cast<size_t>(count)));
     if (!running.request.on_scores) continue;
@@ -75,6 +77,8 @@ void Scheduler::Plan() {
     }
     item->targets = running.targets;
   }
+  // In the next step it is others' turn.
+  for (const auto& reader : readers) running_.splice(running_.end(), running_, reader);
 }
 
 absl::Status Scheduler::Step(const std::atomic<bool>* cancel) {

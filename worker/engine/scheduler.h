@@ -96,6 +96,7 @@ class Scheduler {
   // Of the step at hand, reused.
   std::vector<StepItem> items_;
   std::vector<Running*> item_running_;
+  std::vector<std::list<Running>::iterator> readers_;
 };
 
 }  // namespace infllm::worker

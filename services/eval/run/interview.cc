@@ -58,7 +58,7 @@ class Interview {
     const ReadingNode plan = PlanReading(texts_, runtime_.engine->attention().exec_block);
     total_ = plan.TokensToRead();
     INFLLM_ASSIGN_OR_RETURN(const SequenceId root, runtime_.engine->NewSequence());
-    Queue([this, &plan, sequence = SharedSequence(*runtime_.engine, root)]() mutable {
+    Queue(true, [this, &plan, sequence = SharedSequence(*runtime_.engine, root)]() mutable {
       return Read(plan, std::move(sequence));
     });
     while (status_.ok() && (!scheduler_.idle() || !waiting_.empty())) {
@@ -82,12 +82,18 @@ class Interview {
     bool failed = false;
   };
   using Work = std::function<absl::Status()>;
+  struct Waiting {
+    bool reads = false;
+    Work work;
+  };
 
-  // The latest first: a text's questions before the next text, so that few states wait.
-  void Queue(Work work) { waiting_.push_front(std::move(work)); }
+  // The latest first: a text's questions before the next text, so that few states wait. One text is
+  // read at a time, which takes no longer than all at once, while earlier ones are asked.
+  void Queue(bool reads, Work work) { waiting_.push_front({reads, std::move(work)}); }
   void StartWaiting() {
-    while (status_.ok() && !waiting_.empty() && running_ < runtime_.max_sequences) {
-      const Work work = std::move(waiting_.front());
+    while (status_.ok() && !waiting_.empty() && running_ < runtime_.max_sequences &&
+           !(waiting_.front().reads && reading_)) {
+      const Work work = std::move(waiting_.front().work);
       waiting_.pop_front();
       status_.Update(work());
     }
@@ -107,6 +113,7 @@ class Interview {
     const std::vector<int32_t>& text = texts_[node.text];
     auto read = std::make_shared<int64_t>(0);
     ++running_;
+    reading_ = true;
     const SequenceId id = sequence->id();
     scheduler_.Add(
         {.sequence = id,
@@ -131,7 +138,7 @@ class Interview {
   absl::Status HaveRead(const ReadingNode& node, SharedSequence sequence) {
     if (node.children.empty()) return AskQuestions(node.text, std::move(sequence));
     for (size_t i = node.children.size(); i-- > 0;) {
-      Queue([this, &child = node.children[i], sequence]() mutable {
+      Queue(true, [this, &child = node.children[i], sequence]() mutable {
         return Read(child, std::move(sequence));
       });
     }
@@ -157,10 +164,10 @@ class Interview {
     for (size_t i = sample.questions.size(); i-- > 0;) {
       passage -= sample.questions[i].evidence.size();
       const auto begin = passages.begin() + static_cast<std::ptrdiff_t>(passage);
-      Queue([this, index, i, text,
-             of_question = std::vector<TokenRange>(
-                 begin, begin + static_cast<std::ptrdiff_t>(
-                                    sample.questions[i].evidence.size()))]() mutable {
+      Queue(false, [this, index, i, text,
+                    of_question = std::vector<TokenRange>(
+                        begin, begin + static_cast<std::ptrdiff_t>(
+                                           sample.questions[i].evidence.size()))]() mutable {
         return AskQuestion(index, i, of_question, std::move(text));
       });
     }
@@ -266,8 +273,9 @@ class Interview {
   worker::Scheduler scheduler_;
   std::vector<std::vector<int32_t>> texts_;  // tokens
   std::vector<SampleAnswers> answers_;       // parallel to samples_
-  std::deque<Work> waiting_;
+  std::deque<Waiting> waiting_;
   int64_t running_ = 0;  // sequences that read or answer
+  bool reading_ = false;
   int64_t done_ = 0, total_ = 0;
   Reading unclaimed_;  // since a sample's text ended
   absl::Status status_;
