@@ -13,6 +13,7 @@
 #include "services/common/progress.h"
 #include "services/runtime/runtime.h"
 #include "worker/engine/scheduler.h"
+#include "worker/model/json_depth.h"
 
 namespace infllm::services {
 namespace {
