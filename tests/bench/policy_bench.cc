@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/runtime/flags.h"
 #include "services/runtime/runtime.h"
+#include "worker/engine/scheduler.h"
 
 namespace infllm::services {
 namespace {
@@ -23,8 +25,9 @@ struct Rates {
 absl::StatusOr<Rates> Measure(const RuntimeFlags& flags, int64_t length, int64_t decode_tokens) {
   using Clock = std::chrono::steady_clock;
   const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
-  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Make(flags));
-  INFLLM_ASSIGN_OR_RETURN(const auto session, runtime->NewSession());
+  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Make(flags, nullptr));
+  worker::Engine& engine = *runtime->engine;
+  INFLLM_ASSIGN_OR_RETURN(const worker::SequenceId sequence, engine.NewSequence());
   std::mt19937 random(7);
   std::vector<int32_t> tokens(static_cast<size_t>(length));
   for (int32_t& token : tokens) {
@@ -32,11 +35,20 @@ absl::StatusOr<Rates> Measure(const RuntimeFlags& flags, int64_t length, int64_t
         static_cast<int32_t>(random() % static_cast<uint32_t>(runtime->model->config.vocab_size));
   }
   Rates rates;
+  const auto step = [&](std::span<const int32_t> some, worker::StepItem::Want want) {
+    worker::StepItem item{.sequence = sequence, .tokens = some, .want = want};
+    absl::Status status = engine.Step({&item, 1});
+    status.Update(item.status);
+    return status;
+  };
   const Clock::time_point start = Clock::now();
-  INFLLM_RETURN_IF_ERROR(session->Ingest(tokens));
+  worker::Scheduler scheduler(engine, {.step_tokens = flags.step_tokens});
+  scheduler.Add({.sequence = sequence, .tokens = tokens});
+  INFLLM_RETURN_IF_ERROR(scheduler.Run());
   const Clock::time_point read = Clock::now();
   for (int64_t i = 0; i < decode_tokens; ++i) {
-    INFLLM_RETURN_IF_ERROR(session->Step(tokens[static_cast<size_t>(i % length)]).status());
+    INFLLM_RETURN_IF_ERROR(step(std::span(tokens).subspan(static_cast<size_t>(i % length), 1),
+                                worker::StepItem::Want::kSample));
   }
   rates.prefill = static_cast<double>(length) / seconds(read - start);
   rates.decode = static_cast<double>(decode_tokens) / seconds(Clock::now() - read);

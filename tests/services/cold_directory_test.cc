@@ -26,8 +26,8 @@ using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 absl::Status PutOne(memstore::ColdStore& store, std::string_view key, std::string_view value) {
-  const memstore::ColdStore::Record record{key, std::as_bytes(std::span(value))};
-  return store.Put({&record, 1});
+  const memstore::ColdStore::Entry entry{.key = key, .body = std::as_bytes(std::span(value))};
+  return store.Put({&entry, 1});
 }
 
 absl::Status GetOne(memstore::ColdStore& store, std::string_view key, size_t size) {

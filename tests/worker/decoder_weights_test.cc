@@ -48,13 +48,14 @@ std::vector<float> ReadTensor(const ModelFiles& files, const std::string& name,
 }
 
 // The matrix that a packed weight stands for: what it makes of the unit vectors.
-std::vector<float> Unpack(kernels::Backend& backend, const kernels::PackedWeight& weight) {
-  const int64_t in = weight.in_features(), out = weight.out_features();
+std::vector<float> Unpack(kernels::Backend& backend, const kernels::Weight& weight) {
+  const int64_t in = weight.packed.in_features, out = weight.packed.out_features;
   std::vector<float> identity(static_cast<size_t>(in * in));
   for (int64_t i = 0; i < in; ++i) identity[static_cast<size_t>(i * in + i)] = 1;
   std::vector<float> columns(static_cast<size_t>(in * out));
-  EXPECT_OK(
-      backend.Linear({.x = identity.data(), .weight = &weight, .y = columns.data(), .rows = in}));
+  EXPECT_OK(backend.Linear(
+      kernels::Backend::kMainStream,
+      {.x = identity.data(), .weight = weight.packed, .y = columns.data(), .rows = in}));
   std::vector<float> rows(columns.size());
   for (int64_t i = 0; i < in; ++i) {
     for (int64_t o = 0; o < out; ++o) {
@@ -96,14 +97,14 @@ TEST_P(LoadFixtureTest, EveryWeightEndsUpInItsPlace) {
     const LayerWeights& layer = weights->layers[static_cast<size_t>(i)];
     const std::string prefix = "model.layers." + std::to_string(i) + ".";
     const std::string attn = prefix + "self_attn.";
-    EXPECT_EQ(Unpack(*backend_, *layer.qkv), Stacked({{attn + "q_proj.weight", {q, hidden}},
+    EXPECT_EQ(Unpack(*backend_, layer.qkv), Stacked({{attn + "q_proj.weight", {q, hidden}},
                                                       {attn + "k_proj.weight", {kv, hidden}},
                                                       {attn + "v_proj.weight", {kv, hidden}}}));
-    EXPECT_EQ(Unpack(*backend_, *layer.o), Stacked({{attn + "o_proj.weight", {hidden, q}}}));
-    EXPECT_EQ(Unpack(*backend_, *layer.gate_up),
+    EXPECT_EQ(Unpack(*backend_, layer.o), Stacked({{attn + "o_proj.weight", {hidden, q}}}));
+    EXPECT_EQ(Unpack(*backend_, layer.gate_up),
               Stacked({{prefix + "mlp.gate_proj.weight", {mlp, hidden}},
                        {prefix + "mlp.up_proj.weight", {mlp, hidden}}}));
-    EXPECT_EQ(Unpack(*backend_, *layer.down),
+    EXPECT_EQ(Unpack(*backend_, layer.down),
               Stacked({{prefix + "mlp.down_proj.weight", {hidden, mlp}}}));
     EXPECT_EQ(Values(layer.attention_norm),
               Stacked({{prefix + "input_layernorm.weight", {hidden}}}));
@@ -120,7 +121,7 @@ TEST_P(LoadFixtureTest, EveryWeightEndsUpInItsPlace) {
   EXPECT_EQ(Values(weights->final_norm), Stacked({{"model.norm.weight", {hidden}}}));
   const Shape vocab_shape = {config_.vocab_size, hidden};
   const std::vector<float> embedding = Stacked({{"model.embed_tokens.weight", vocab_shape}});
-  EXPECT_EQ(Unpack(*backend_, *weights->lm_head),
+  EXPECT_EQ(Unpack(*backend_, weights->lm_head),
             config_.tied_embeddings ? embedding : Stacked({{"lm_head.weight", vocab_shape}}));
   std::vector<float> rows(embedding.size());
   for (int64_t token = 0; token < config_.vocab_size; ++token) {
@@ -153,8 +154,8 @@ TEST_P(LoadFixtureTest, AnUnalignedFileGivesTheSameWeights) {
                        LoadDecoderWeights(config_, *moved_files, *backend_, DType::kF32));
   ASSERT_OK_AND_ASSIGN(const auto weights,
                        LoadDecoderWeights(config_, *files_, *backend_, DType::kF32));
-  EXPECT_EQ(Unpack(*backend_, *moved->lm_head), Unpack(*backend_, *weights->lm_head));
-  EXPECT_EQ(Unpack(*backend_, *moved->layers[0].qkv), Unpack(*backend_, *weights->layers[0].qkv));
+  EXPECT_EQ(Unpack(*backend_, moved->lm_head), Unpack(*backend_, weights->lm_head));
+  EXPECT_EQ(Unpack(*backend_, moved->layers[0].qkv), Unpack(*backend_, weights->layers[0].qkv));
   EXPECT_EQ(Values(moved->final_norm), Values(weights->final_norm));
   std::vector<float> moved_row(static_cast<size_t>(config_.hidden_size)), row = moved_row;
   moved->embedding.EmbedRow(5, moved_row.data());

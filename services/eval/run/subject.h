@@ -53,7 +53,8 @@ class Subject {
   virtual std::optional<std::string> CannotRead(int64_t tokens) const = 0;
   // Reads each sample's text and asks its questions, greedily. Samples that begin alike may share
   // the reading of what they have in common. A sample for which memory, disk or a server's context
-  // is too small (RESOURCE_EXHAUSTED) goes to on_error, and the others go on.
+  // is too small (RESOURCE_EXHAUSTED), or of which a block is damaged (DATA_LOSS), goes to
+  // on_error, and the others go on.
   //   CANCELLED  *cancel became true
   //   and the errors of on_read and on_answer, and any other of reading and answering
   virtual absl::Status Ask(std::span<const Sample> samples, const SubjectEvents& events,

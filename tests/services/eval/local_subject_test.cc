@@ -117,7 +117,7 @@ TEST_P(LocalSubjectTest, SharingWhatTextsBeginWithChangesNoAnswer) {
 }
 
 TEST_P(LocalSubjectTest, PerplexityIsThatOfTheFirstTokens) {
-  ModelRuntime& model = SmallModel();
+  worker::ModelRuntime& model = SmallModel();
   const std::string text = Story(0, 30);
   std::vector<int32_t> ids = model.model->EncodePrompt(text);
   ids.resize(700);
@@ -195,15 +195,16 @@ TEST_P(LocalSubjectTest, ErrorsOfTheListenerAndOfSamplesEndIt) {
 
 // A store without a disk, too small for the longer texts.
 TEST(LocalSubjectRoomTest, ATextThatTheStoreCannotHoldLeavesTheOthersToBeAsked) {
-  ModelRuntime& model = SmallModel();
-  AttentionRuntime attention;
-  attention.store = memstore::NewInProcessStore({.ram_capacity_bytes = 1 << 21}, *model.backend,
-                                                /*cold=*/nullptr);
-  ASSERT_OK_AND_ASSIGN(attention.policy,
-                       worker::NewAttentionPolicy(
-                           model.model->config, ResolveAttention(SmallFlags("infllm")), model.dtype,
-                           model.model->fingerprint, *model.backend, attention.store.get()));
-  const auto subject = NewLocalSubject(model, std::move(attention), 0);
+  worker::ModelRuntime& model = SmallModel();
+  EngineRuntime runtime{.step_tokens = 512, .max_sequences = 4};
+  runtime.store = memstore::NewInProcessStore({.ram_capacity_bytes = 1 << 21}, *model.backend,
+                                              /*cold=*/nullptr);
+  ASSERT_OK_AND_ASSIGN(
+      runtime.engine,
+      worker::Engine::New(
+          *model.model, *model.backend, *model.pool, runtime.store.get(),
+          {.attention = SmallFlags("infllm").attention, .kv_dtype = model.dtype}));
+  const auto subject = NewLocalSubject(model, std::move(runtime), 0);
   const std::vector<Sample> samples = {
       Needle("long", 60, 60),
       Needle("long, too", 60, 70),  // shares the beginning
