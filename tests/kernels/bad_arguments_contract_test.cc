@@ -1,9 +1,8 @@
 // Every backend refuses bad arguments alike: INVALID_ARGUMENT with op, value and limit, before it
 // touches memory. And no backend claims, or forgets to claim, an op that it does not have.
-#include <functional>
-#include <map>
+#include <memory>
 #include <string>
-#include <utility>
+#include <string_view>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -18,94 +17,65 @@ namespace {
 using ::infllm::testing::BackendName;
 using ::infllm::testing::BackendsUnderTest;
 using ::infllm::testing::DeviceArray;
+using ::infllm::testing::kMain;
+using ::infllm::testing::SharedArray;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 class BackendContract : public testing::BackendTest {
  protected:
-  // Valid arguments of every op over one small array; a test spoils one of them.
+  // Valid arguments of the ops over one small array; a test spoils one of them.
   static constexpr int64_t kFloats = 4096;
   void SetUp() override {
     testing::BackendTest::SetUp();
     if (IsSkipped() || HasFatalFailure()) return;
     array_ = std::make_unique<DeviceArray<float>>(*backend_, std::vector<float>(kFloats));
     float* const p = array_->data();
-    rms_norm_ = {p, p, p, 1, 8, 1e-5f};
-    rope_ = {p, p, p, 1, 1, 8, 1};
-    store_ = {p, p + 100, DType::kF32, 8, 1, 1, 8};
-    rotate_ = {.k = p,
-               .table = p,
-               .out = p + 100,
-               .head_stride = 16,
-               .out_head_stride = 24,
-               .tokens = 2,
-               .kv_heads = 2,
-               .head_dim = 8};
-    segment_ = {.k = p, .v = p, .head_stride = 8, .position = 0, .tokens = 1, .mass_stride = 1};
+    rms_norm_ = {.x = p, .weight = p, .y = p, .rows = 1, .width = 8, .eps = 1e-5f};
+    silu_mul_ = {.gate_up = p, .out = p + 100, .rows = 1, .width = 8};
+    index_ = std::make_unique<SharedArray<int32_t>>(*backend_, std::vector<int32_t>(1));
+    gather_ = {.x = p, .index = index_->data(), .out = p + 100, .rows = 1, .width = 8};
+    pages_ = std::make_unique<SharedArray<std::byte*>>(
+        *backend_, std::vector<std::byte*>{reinterpret_cast<std::byte*>(p + 2000)});
+    slots_ = std::make_unique<SharedArray<int32_t>>(*backend_, std::vector<int32_t>(1));
+    const PageShape page = {.kv_heads = 1, .head_dim = 8, .page_tokens = 4};
+    store_ = {.qkv = p,
+              .angles = p,
+              .far_angle = p,
+              .q_near = p + 100,
+              .q_far = p + 200,
+              .pages = pages_->data(),
+              .slots = slots_->data(),
+              .rows = 1,
+              .q_heads = 2,
+              .page = page};
+    entry_ = std::make_unique<SharedArray<PageEntry>>(*backend_, std::vector<PageEntry>(1));
+    entry() = {.page = reinterpret_cast<std::byte*>(p), .tokens = 1};
+    spans_ = std::make_unique<SharedArray<AttentionSpan>>(*backend_, std::vector<AttentionSpan>(1));
+    span() = {.rows = 1, .near = entry_->data(), .near_pages = 1};
     attention_ = {.q_near = p,
                   .q_far = p,
                   .out = p + 1000,
-                  .near = {&segment_, 1},
-                  .tokens = 1,
+                  .spans = spans_->data(),
+                  .span_count = 1,
                   .q_heads = 2,
-                  .kv_heads = 1,
-                  .head_dim = 8,
+                  .page = page,
                   .window = 4};
-    representative_ = {.k = p,
-                       .mass = p,
-                       .out = p + 1000,
-                       .head_stride = 32,
-                       .mass_stride = 4,
-                       .block_tokens = 4,
-                       .q_heads = 2,
-                       .kv_heads = 1,
-                       .head_dim = 8,
-                       .top = 2};
-    mean_query_ = {p, p + 1000, 1, 2, 8};
-    chunk_ = {p, 3};
-    score_ = {.query = p,
-              .chunks = {&chunk_, 1},
-              .out = p + 1000,
-              .q_heads = 2,
-              .kv_heads = 1,
-              .head_dim = 8};
   }
+  PageEntry& entry() { return *entry_->data(); }
+  AttentionSpan& span() { return *spans_->data(); }
 
-  // Each op called with valid arguments. Linear needs PackWeight to have worked.
-  std::map<std::string, std::function<absl::Status()>> Ops() {
-    float* const p = array_->data();
-    return {
-        {"PackWeight", [this] { return Pack().status(); }},
-        {"Linear",
-         [this, p]() -> absl::Status {
-           auto weight = Pack();
-           return backend_->Linear({.x = p,
-                                    .weight = weight.ok() ? weight->get() : &placeholder_,
-                                    .y = p + 100,
-                                    .rows = 1});
-         }},
-        {"RmsNorm", [this] { return backend_->RmsNorm(rms_norm_); }},
-        {"Rope", [this] { return backend_->Rope(rope_); }},
-        {"SiluMul", [this, p] { return backend_->SiluMul(p, p + 100, 1, 8); }},
-        {"CopyColumns", [this, p] { return backend_->CopyColumns(p, 8, 0, p + 100, 8, 0, 1, 8); }},
-        {"StorePage", [this] { return backend_->StorePage(store_); }},
-        {"RotatePage", [this] { return backend_->RotatePage(rotate_); }},
-        {"Attention", [this] { return backend_->Attention(attention_); }},
-        {"Representatives", [this] { return backend_->Representatives(representative_); }},
-        {"MeanQuery", [this] { return backend_->MeanQuery(mean_query_); }},
-        {"ScoreBlocks", [this] { return backend_->ScoreBlocks(score_); }},
-        {"TopK",
-         [this, p] {
-           int64_t best[1];
-           return backend_->TopK(p, 8, 1, best);
-         }},
-    };
-  }
-
-  absl::StatusOr<std::unique_ptr<PackedWeight>> Pack() {
+  absl::StatusOr<Weight> Pack() {
     static constexpr float kWeight[4] = {};
-    const Backend::WeightSource source = {kWeight, DType::kF32, 2};
+    const WeightSource source = {kWeight, DType::kF32, 2};
     return backend_->PackWeight({&source, 1}, 2, DType::kF32);
+  }
+
+  // What an op says of its valid arguments with one spoilt.
+  template <typename Args, typename Spoil>
+  absl::Status With(absl::Status (Backend::*op)(Stream, const Args&), Args args, Spoil spoil) {
+    spoil(args);
+    return (backend_.get()->*op)(kMain, args);
   }
 
   static auto Refused(const std::string& op, const std::string& what) {
@@ -113,251 +83,164 @@ class BackendContract : public testing::BackendTest {
                              AllOf(HasSubstr(op), HasSubstr(what)));
   }
 
-  struct PlaceholderWeight : PackedWeight {
-    int64_t out_features() const override { return 2; }
-    int64_t in_features() const override { return 2; }
-    size_t size_bytes() const override { return 16; }
-  } placeholder_;
   std::unique_ptr<DeviceArray<float>> array_;
+  std::unique_ptr<SharedArray<int32_t>> index_, slots_;
+  std::unique_ptr<SharedArray<std::byte*>> pages_;
+  std::unique_ptr<SharedArray<PageEntry>> entry_;
+  std::unique_ptr<SharedArray<AttentionSpan>> spans_;
   RmsNormArgs rms_norm_;
-  RopeArgs rope_;
-  StorePageArgs store_;
-  RotatePageArgs rotate_;
-  KvSegment segment_;
+  SiluMulArgs silu_mul_;
+  GatherRowsArgs gather_;
+  RotateAndStoreArgs store_;
   AttentionArgs attention_;
-  RepresentativeArgs representative_;
-  MeanQueryArgs mean_query_;
-  RepresentativeChunk chunk_;
-  ScoreBlocksArgs score_;
 };
 INSTANTIATE_TEST_SUITE_P(Backends, BackendContract, ::testing::ValuesIn(BackendsUnderTest()),
                          BackendName);
 
 TEST_P(BackendContract, HasExactlyTheOpsItIsListedWith) {
-  for (const auto& [op, call] : Ops()) {
-    if (Missing(op)) {
-      EXPECT_THAT(call(), testing::StatusIs(absl::StatusCode::kUnimplemented)) << op;
-    } else {
-      EXPECT_OK(call()) << op;
-    }
-  }
-  EXPECT_OK(backend_->Synchronize());
+#define INFLLM_EXPECT_LISTED(Name) \
+  EXPECT_EQ(absl::IsUnimplemented(backend_->Name(kMain, {})), Missing(#Name)) << #Name;
+  INFLLM_KERNEL_OPS(INFLLM_EXPECT_LISTED)
+#undef INFLLM_EXPECT_LISTED
+  EXPECT_EQ(absl::IsUnimplemented(Pack().status()), Missing("PackWeight"));
+  EXPECT_OK(backend_->Synchronize(kMain));
 }
 
 TEST_P(BackendContract, RmsNorm) {
   INFLLM_NEEDS_OP("RmsNorm");
-  const auto with = [&](auto spoil) {
-    RmsNormArgs args = rms_norm_;
-    spoil(args);
-    return backend_->RmsNorm(args);
-  };
+  const auto with = [&](auto spoil) { return With(&Backend::RmsNorm, rms_norm_, spoil); };
+  EXPECT_OK(with([](auto&) {}));
   EXPECT_THAT(with([](auto& a) { a.rows = -1; }), Refused("RmsNorm", "rows is -1"));
   EXPECT_THAT(with([](auto& a) { a.width = 0; }), Refused("RmsNorm", "width is 0"));
   EXPECT_THAT(with([](auto& a) { a.x = nullptr; }), Refused("RmsNorm", "x is null"));
   EXPECT_THAT(with([](auto& a) { a.weight = nullptr; }), Refused("RmsNorm", "weight is null"));
   EXPECT_THAT(with([](auto& a) { a.y = nullptr; }), Refused("RmsNorm", "y is null"));
+  EXPECT_THAT(with([](auto& a) { a.x_dtype = DType::kF16; }), Refused("RmsNorm", "x_dtype"));
+  EXPECT_THAT(with([](auto& a) { a.y_dtype = DType::kF16; }), Refused("RmsNorm", "y_dtype"));
 }
 
-TEST_P(BackendContract, Rope) {
-  INFLLM_NEEDS_OP("Rope");
-  const auto with = [&](auto spoil) {
-    RopeArgs args = rope_;
-    spoil(args);
-    return backend_->Rope(args);
-  };
-  EXPECT_THAT(with([](auto& a) { a.rows = -2; }), Refused("Rope", "rows is -2"));
-  EXPECT_THAT(with([](auto& a) { a.heads = 0; }), Refused("Rope", "heads is 0"));
-  EXPECT_THAT(with([](auto& a) { a.head_dim = 0; }), Refused("Rope", "head_dim is 0"));
-  EXPECT_THAT(with([](auto& a) { a.head_dim = 7; }), Refused("Rope", "head_dim is 7"));
-  EXPECT_THAT(with([](auto& a) { a.table_step = 2; }), Refused("Rope", "table_step is 2"));
-  EXPECT_THAT(with([](auto& a) { a.table = nullptr; }), Refused("Rope", "table is null"));
-}
-
-TEST_P(BackendContract, SiluMulAndCopyColumns) {
+TEST_P(BackendContract, SiluMul) {
   INFLLM_NEEDS_OP("SiluMul");
-  INFLLM_NEEDS_OP("CopyColumns");
+  const auto with = [&](auto spoil) { return With(&Backend::SiluMul, silu_mul_, spoil); };
   float* const p = array_->data();
-  EXPECT_THAT(backend_->SiluMul(p, p + 100, -1, 8), Refused("SiluMul", "rows is -1"));
-  EXPECT_THAT(backend_->SiluMul(p, p + 100, 1, 0), Refused("SiluMul", "width is 0"));
-  EXPECT_THAT(backend_->SiluMul(p, p + 15, 1, 8), Refused("SiluMul", "overlaps"));
-  EXPECT_THAT(backend_->SiluMul(nullptr, p, 1, 8), Refused("SiluMul", "gate_up is null"));
-  EXPECT_THAT(backend_->CopyColumns(p, 8, 5, p + 100, 8, 0, 1, 4),
-              Refused("CopyColumns", "src_column is 5"));
-  EXPECT_THAT(backend_->CopyColumns(p, 8, 0, p + 100, 8, 1, 1, 8),
-              Refused("CopyColumns", "dst_column is 1"));
-  EXPECT_THAT(backend_->CopyColumns(p, 8, -1, p + 100, 8, 0, 1, 8),
-              Refused("CopyColumns", "src_column is -1"));
-  EXPECT_THAT(backend_->CopyColumns(p, 8, 0, p + 100, 8, 0, 1, INT64_MAX),
-              Refused("CopyColumns", "must be at most"));
-  EXPECT_THAT(backend_->CopyColumns(p, 8, 0, nullptr, 8, 0, 1, 8),
-              Refused("CopyColumns", "dst is null"));
+  EXPECT_OK(with([](auto&) {}));
+  EXPECT_THAT(with([](auto& a) { a.rows = -1; }), Refused("SiluMul", "rows is -1"));
+  EXPECT_THAT(with([](auto& a) { a.width = 0; }), Refused("SiluMul", "width is 0"));
+  EXPECT_THAT(with([p](auto& a) { a.out = p + 15; }), Refused("SiluMul", "out overlaps gate_up"));
+  EXPECT_THAT(with([](auto& a) { a.gate_up = nullptr; }), Refused("SiluMul", "gate_up is null"));
+  EXPECT_THAT(with([](auto& a) { a.out_dtype = DType::kF16; }), Refused("SiluMul", "out_dtype"));
 }
 
-TEST_P(BackendContract, StorePage) {
-  INFLLM_NEEDS_OP("StorePage");
-  const auto with = [&](auto spoil) {
-    StorePageArgs args = store_;
-    spoil(args);
-    return backend_->StorePage(args);
-  };
-  EXPECT_THAT(with([](auto& a) { a.dtype = DType::kF16; }), Refused("StorePage", "dtype is f16"));
-  EXPECT_THAT(with([](auto& a) { a.tokens = -1; }), Refused("StorePage", "tokens is -1"));
-  EXPECT_THAT(with([](auto& a) { a.dst = nullptr; }), Refused("StorePage", "dst is null"));
-  EXPECT_THAT(with([](auto& a) { a.heads = 2, a.tokens = 2; }),
-              Refused("StorePage", "head_stride is 8, must be at least 16"));
+TEST_P(BackendContract, GatherRows) {
+  INFLLM_NEEDS_OP("GatherRows");
+  const auto with = [&](auto spoil) { return With(&Backend::GatherRows, gather_, spoil); };
+  EXPECT_OK(with([](auto&) {}));
+  EXPECT_THAT(with([](auto& a) { a.rows = -1; }), Refused("GatherRows", "rows is -1"));
+  EXPECT_THAT(with([](auto& a) { a.width = 0; }), Refused("GatherRows", "width is 0"));
+  EXPECT_THAT(with([](auto& a) { a.index = nullptr; }), Refused("GatherRows", "index is null"));
+  EXPECT_THAT(with([](auto& a) { a.dtype = DType::kF16; }), Refused("GatherRows", "dtype is f16"));
 }
 
-TEST_P(BackendContract, RotatePage) {
-  INFLLM_NEEDS_OP("RotatePage");
-  const auto with = [&](auto spoil) {
-    RotatePageArgs args = rotate_;
-    spoil(args);
-    return backend_->RotatePage(args);
-  };
-  EXPECT_THAT(with([](auto& a) { a.dtype = DType::kF16; }), Refused("RotatePage", "dtype is f16"));
-  EXPECT_THAT(with([](auto& a) { a.tokens = -1; }), Refused("RotatePage", "tokens is -1"));
-  EXPECT_THAT(with([](auto& a) { a.kv_heads = 0; }), Refused("RotatePage", "kv_heads is 0"));
-  EXPECT_THAT(with([](auto& a) { a.head_dim = 0; }), Refused("RotatePage", "head_dim is 0"));
-  EXPECT_THAT(with([](auto& a) { a.head_dim = 7; }), Refused("RotatePage", "head_dim is 7"));
-  EXPECT_THAT(with([](auto& a) { a.k = nullptr; }), Refused("RotatePage", "k is null"));
-  EXPECT_THAT(with([](auto& a) { a.table = nullptr; }), Refused("RotatePage", "table is null"));
-  EXPECT_THAT(with([](auto& a) { a.out = nullptr; }), Refused("RotatePage", "out is null"));
-  EXPECT_THAT(with([](auto& a) { a.head_stride = 15; }),
-              Refused("RotatePage", "head_stride is 15, must be at least 16"));
-  EXPECT_THAT(with([](auto& a) { a.out_head_stride = 8; }),
-              Refused("RotatePage", "out_head_stride is 8, must be at least 16"));
+TEST_P(BackendContract, RotateAndStore) {
+  INFLLM_NEEDS_OP("RotateAndStore");
+  const std::string op = "RotateAndStore";
+  const auto with = [&](auto spoil) { return With(&Backend::RotateAndStore, store_, spoil); };
   float* const p = array_->data();
-  EXPECT_THAT(with([p](auto& a) { a.out = p; }), Refused("RotatePage", "out overlaps k"));
-  EXPECT_THAT(with([p](auto& a) { a.out = p + 31; }), Refused("RotatePage", "out overlaps k"));
-  EXPECT_OK(with([p](auto& a) { a.out = p + 32; }));
-  // 64 bytes of keys a head.
-  EXPECT_OK(with([p](auto& a) { a.dtype = DType::kBF16, a.out = p + 16; }));
-  EXPECT_OK(with([](auto& a) { a.tokens = 0, a.k = a.out = nullptr; }));
-}
-
-TEST_P(BackendContract, AttentionOfOneKvHead) {
-  INFLLM_NEEDS_OP("Attention");
-  segment_.kv_head = 0;
-  EXPECT_THAT(backend_->Attention(attention_),
-              Refused("Attention near", "segment.kv_head is 0, must be -1"));
-  attention_.far = std::exchange(attention_.near, {});
-  attention_.window = 0;  // or the key is not far
-  EXPECT_OK(backend_->Attention(attention_));
-  segment_.kv_head = 1;
-  EXPECT_THAT(backend_->Attention(attention_),
-              Refused("Attention far", "segment.kv_head is 1, must be at most kv_heads - 1 = 0"));
-  segment_.kv_head = -2;
-  EXPECT_THAT(backend_->Attention(attention_),
-              Refused("Attention far", "segment.kv_head is -2, must be at least -1"));
-  segment_.kv_head = 1;
-  segment_.tokens = 0;  // refused though there is nothing to attend
-  EXPECT_THAT(backend_->Attention(attention_), Refused("Attention far", "segment.kv_head is 1"));
+  EXPECT_OK(with([](auto&) {}));
+  EXPECT_OK(with([](auto& a) { a.far_angle = nullptr, a.q_far = nullptr; }));
+  EXPECT_THAT(with([](auto& a) { a.page.dtype = DType::kF16; }), Refused(op, "page.dtype is f16"));
+  EXPECT_THAT(with([](auto& a) { a.page.head_dim = 7; }), Refused(op, "page.head_dim is 7"));
+  EXPECT_THAT(with([](auto& a) { a.page.kv_heads = 0; }), Refused(op, "page.kv_heads is 0"));
+  EXPECT_THAT(with([](auto& a) { a.page.page_tokens = 0; }), Refused(op, "page.page_tokens is 0"));
+  EXPECT_THAT(with([](auto& a) { a.q_heads = 0; }), Refused(op, "q_heads is 0"));
+  EXPECT_THAT(with([](auto& a) { a.rows = -1; }), Refused(op, "rows is -1"));
+  EXPECT_THAT(with([](auto& a) { a.layer_offset = -4; }), Refused(op, "layer_offset is -4"));
+  EXPECT_THAT(with([](auto& a) { a.qkv = nullptr; }), Refused(op, "qkv is null"));
+  EXPECT_THAT(with([](auto& a) { a.angles = nullptr; }), Refused(op, "angles is null"));
+  EXPECT_THAT(with([](auto& a) { a.q_far = nullptr; }), Refused(op, "q_far is null"));
+  EXPECT_THAT(with([](auto& a) { a.pages = nullptr; }), Refused(op, "pages is null"));
+  EXPECT_THAT(with([](auto& a) { a.slots = nullptr; }), Refused(op, "slots is null"));
+  EXPECT_THAT(with([p](auto& a) { a.q_near = p + 31; }), Refused(op, "q_near overlaps qkv"));
+  EXPECT_THAT(with([p](auto& a) { a.q_far = p; }), Refused(op, "q_far overlaps qkv"));
+  EXPECT_THAT(with([](auto& a) { a.activation_dtype = DType::kF16; }),
+              Refused(op, "activation_dtype"));
 }
 
 TEST_P(BackendContract, Attention) {
   INFLLM_NEEDS_OP("Attention");
-  const auto with = [&](auto spoil) {
-    AttentionArgs args = attention_;
-    spoil(args);
-    return backend_->Attention(args);
-  };
-  EXPECT_THAT(with([](auto& a) { a.kv_dtype = DType::kF16; }), Refused("Attention", "f16"));
-  EXPECT_THAT(with([](auto& a) { a.head_dim = 0; }), Refused("Attention", "head_dim is 0"));
-  EXPECT_THAT(with([](auto& a) { a.kv_heads = 0; }), Refused("Attention", "kv_heads is 0"));
-  EXPECT_THAT(with([](auto& a) { a.q_heads = 3, a.kv_heads = 2; }),
-              Refused("Attention", "q_heads is 3, must be a multiple of kv_heads = 2"));
-  EXPECT_THAT(with([](auto& a) { a.window = -1; }), Refused("Attention", "window is -1"));
-  EXPECT_THAT(with([](auto& a) { a.q_near = nullptr; }), Refused("Attention", "q_near is null"));
-  EXPECT_THAT(with([](auto& a) { a.far = a.near, a.q_far = nullptr; }),
-              Refused("Attention", "q_far is null"));
-  segment_.k = nullptr;
-  EXPECT_THAT(backend_->Attention(attention_), Refused("Attention near", "segment.k is null"));
-  segment_.k = segment_.v;
-  segment_.tokens = 2;
-  attention_.kv_heads = 2;
-  EXPECT_THAT(backend_->Attention(attention_),
-              Refused("Attention near", "segment.head_stride is 8, must be at least 16"));
+  const std::string op = "Attention";
+  const auto with = [&](auto spoil) { return With(&Backend::Attention, attention_, spoil); };
+  EXPECT_OK(with([](auto&) {}));
+  EXPECT_THAT(with([](auto& a) { a.page.dtype = DType::kF16; }), Refused(op, "page.dtype is f16"));
+  EXPECT_THAT(with([](auto& a) { a.page.head_dim = 0; }), Refused(op, "page.head_dim is 0"));
+  EXPECT_THAT(with([](auto& a) { a.page.kv_heads = 0; }), Refused(op, "page.kv_heads is 0"));
+  EXPECT_THAT(with([](auto& a) { a.page.page_tokens = 0; }), Refused(op, "page.page_tokens is 0"));
+  EXPECT_THAT(with([](auto& a) { a.q_heads = 3, a.page.kv_heads = 2; }),
+              Refused(op, "q_heads is 3, must be a multiple of page.kv_heads = 2"));
+  EXPECT_THAT(with([](auto& a) { a.window = -1; }), Refused(op, "window is -1"));
+  EXPECT_THAT(with([](auto& a) { a.span_count = -1; }), Refused(op, "span_count is -1"));
+  EXPECT_THAT(with([](auto& a) { a.spans = nullptr; }), Refused(op, "spans is null"));
+  EXPECT_THAT(with([](auto& a) { a.out = nullptr; }), Refused(op, "out is null"));
+  EXPECT_THAT(with([](auto& a) { a.layer_offset = -1; }), Refused(op, "layer_offset is -1"));
+  EXPECT_THAT(with([](auto& a) { a.q_dtype = DType::kF16; }), Refused(op, "q_dtype"));
+  EXPECT_THAT(with([](auto& a) { a.out_dtype = DType::kF16; }), Refused(op, "out_dtype"));
 }
 
-TEST_P(BackendContract, RepresentativesAndMeanQuery) {
-  INFLLM_NEEDS_OP("Representatives");
-  INFLLM_NEEDS_OP("MeanQuery");
-  const auto with = [&](auto spoil) {
-    RepresentativeArgs args = representative_;
-    spoil(args);
-    return backend_->Representatives(args);
-  };
-  EXPECT_THAT(with([](auto& a) { a.top = 5; }),
-              Refused("Representatives", "top is 5, must be at most block_tokens = 4"));
-  EXPECT_THAT(with([](auto& a) { a.top = 0; }), Refused("Representatives", "top is 0"));
-  EXPECT_THAT(with([](auto& a) { a.mass_stride = 3; }),
-              Refused("Representatives", "mass_stride is 3"));
-  EXPECT_THAT(with([](auto& a) { a.mass = nullptr; }), Refused("Representatives", "mass is null"));
-  EXPECT_THAT(with([](auto& a) { a.out = nullptr; }), Refused("Representatives", "out is null"));
-  EXPECT_THAT(with([](auto& a) { a.kind = static_cast<RepresentativeKind>(9); }),
-              Refused("Representatives", "kind is 9"));
-  EXPECT_THAT(with([](auto& a) { a.kind = RepresentativeKind::kKeys, a.top = 5; }),
-              Refused("Representatives", "top is 5"));
-  // Bounds read neither the mass nor `top`.
-  EXPECT_OK(with([](auto& a) {
-    a.kind = RepresentativeKind::kBounds, a.mass = nullptr, a.mass_stride = 0, a.top = 0;
-  }));
-  EXPECT_THAT(with([](auto& a) { a.kind = RepresentativeKind::kBounds, a.k = nullptr; }),
-              Refused("Representatives", "k is null"));
-  mean_query_.tokens = 0;
-  EXPECT_THAT(backend_->MeanQuery(mean_query_), Refused("MeanQuery", "tokens is 0"));
-}
+// Devices do not look into lists, which may not be written yet when an operation is enqueued.
+TEST_P(BackendContract, ListsOfTheHost) {
+  if (!backend_->host_accessible()) GTEST_SKIP() << "lists are read by the device alone";
+  const auto gather = [&] { return backend_->GatherRows(kMain, gather_); };
+  *index_->data() = -1;
+  EXPECT_THAT(gather(), Refused("GatherRows", "index[i] is -1"));
 
-TEST_P(BackendContract, ScoreBlocks) {
-  INFLLM_NEEDS_OP("ScoreBlocks");
-  const auto with = [&](auto spoil) {
-    ScoreBlocksArgs args = score_;
-    spoil(args);
-    return backend_->ScoreBlocks(args);
-  };
-  using Kind = RepresentativeKind;
-  EXPECT_THAT(with([](auto& a) { a.kind = static_cast<Kind>(3); }),
-              Refused("ScoreBlocks", "kind is 3"));
-  EXPECT_THAT(with([](auto& a) { a.dtype = DType::kF16; }), Refused("ScoreBlocks", "dtype is f16"));
-  EXPECT_THAT(with([](auto& a) { a.q_heads = 0; }), Refused("ScoreBlocks", "q_heads is 0"));
-  EXPECT_THAT(with([](auto& a) { a.kv_heads = 0; }), Refused("ScoreBlocks", "kv_heads is 0"));
-  EXPECT_THAT(with([](auto& a) { a.head_dim = 0; }), Refused("ScoreBlocks", "head_dim is 0"));
-  EXPECT_THAT(with([](auto& a) { a.queries = 0; }), Refused("ScoreBlocks", "queries is 0"));
-  EXPECT_THAT(with([](auto& a) { a.q_heads = 3, a.kv_heads = 2; }),
-              Refused("ScoreBlocks", "q_heads is 3, must be a multiple of kv_heads = 2"));
-  EXPECT_THAT(with([](auto& a) { a.slots = 2; }), Refused("ScoreBlocks", "slots is 2, must be 1"));
-  EXPECT_THAT(with([](auto& a) { a.kind = Kind::kBounds; }),
-              Refused("ScoreBlocks", "slots is 1, must be 2"));
-  EXPECT_THAT(with([](auto& a) { a.kind = Kind::kKeys, a.slots = 0; }),
-              Refused("ScoreBlocks", "slots is 0, must be at least 1"));
-  EXPECT_OK(with([](auto& a) { a.kind = Kind::kKeys, a.slots = 5; }));
-  EXPECT_THAT(with([](auto& a) { a.groups = 2; }),
-              Refused("ScoreBlocks", "groups is 2, must be 1"));
-  EXPECT_THAT(with([](auto& a) { a.groups = 0; }),
-              Refused("ScoreBlocks", "groups is 0, must be 1"));
-  EXPECT_THAT(with([](auto& a) { a.query = nullptr; }), Refused("ScoreBlocks", "query is null"));
-  EXPECT_THAT(with([](auto& a) { a.out = nullptr; }), Refused("ScoreBlocks", "out is null"));
-}
+  const auto store = [&] { return backend_->RotateAndStore(kMain, store_); };
+  *slots_->data() = 4;
+  EXPECT_THAT(store(), Refused("RotateAndStore", "slots[i] is 4, must be at most"));
+  *slots_->data() = -1;
+  EXPECT_THAT(store(), Refused("RotateAndStore", "slots[i] is -1"));
+  *slots_->data() = 0;
+  *pages_->data() = nullptr;
+  EXPECT_THAT(store(), Refused("RotateAndStore", "pages[i] is null"));
 
-TEST_P(BackendContract, ScoreBlocksAndTopK) {
-  INFLLM_NEEDS_OP("ScoreBlocks");
-  INFLLM_NEEDS_OP("TopK");
-  chunk_.blocks = -1;
-  EXPECT_THAT(backend_->ScoreBlocks(score_), Refused("ScoreBlocks", "chunk.blocks is -1"));
-  chunk_ = {nullptr, 1};
-  EXPECT_THAT(backend_->ScoreBlocks(score_), Refused("ScoreBlocks", "chunk.data is null"));
-  std::vector<int64_t> out(2);
-  EXPECT_THAT(backend_->TopK(array_->data(), 8, 3, out),
-              Refused("TopK", "size of out_indices is 2, must be at least 3"));
-  EXPECT_THAT(backend_->TopK(array_->data(), -1, 3, out), Refused("TopK", "n is -1"));
-  EXPECT_THAT(backend_->TopK(nullptr, 8, 1, out), Refused("TopK", "scores is null"));
+  const auto attend = [&](auto spoil) {
+    const AttentionSpan span_before = span();
+    const PageEntry entry_before = entry();
+    spoil(span(), entry());
+    const absl::Status status = backend_->Attention(kMain, attention_);
+    span() = span_before;
+    entry() = entry_before;
+    return status;
+  };
+  EXPECT_OK(attend([](auto&, auto&) {}));
+  EXPECT_THAT(attend([](auto& s, auto&) { s.rows = -1; }), Refused("Attention", "span.rows is -1"));
+  EXPECT_THAT(attend([](auto& s, auto&) { s.first_row = -1; }),
+              Refused("Attention", "span.first_row is -1"));
+  EXPECT_THAT(attend([](auto& s, auto&) { s.near = nullptr; }),
+              Refused("Attention", "span.near is null"));
+  EXPECT_THAT(attend([](auto& s, auto&) { s.far_pages = 1; }),
+              Refused("Attention", "span.far is null"));
+  EXPECT_THAT(attend([](auto& s, auto&) { s.block_count = -1; }),
+              Refused("Attention", "span.block_count is -1"));
+  EXPECT_THAT(attend([](auto&, auto& e) { e.first = -1; }),
+              Refused("Attention near", "entry.first is -1"));
+  EXPECT_THAT(attend([](auto&, auto& e) { e.first = 2, e.tokens = 3; }),
+              Refused("Attention near", "entry.first + entry.tokens is 5, must be at most"));
+  EXPECT_THAT(attend([](auto& s, auto& e) {
+                s.blocks = s.near, s.block_count = 1, s.near_pages = 0, e.page = nullptr;
+              }),
+              Refused("Attention blocks", "entry.page is null"));
+  EXPECT_OK(attend([](auto&, auto& e) { e.page = nullptr, e.tokens = 0; }));
+  span().blocks = span().near;
+  span().block_count = 1;
+  attention_.q_far = nullptr;
+  EXPECT_THAT(backend_->Attention(kMain, attention_), Refused("Attention", "q_far is null"));
 }
 
 TEST_P(BackendContract, PackWeightAndLinear) {
   INFLLM_NEEDS_OP("PackWeight");
   INFLLM_NEEDS_OP("Linear");
   const float weights[4] = {};
-  const auto pack = [&](Backend::WeightSource source, int64_t in, DType compute) {
+  const auto pack = [&](WeightSource source, int64_t in, DType compute) {
     return backend_->PackWeight({&source, 1}, in, compute).status();
   };
   EXPECT_THAT(pack({weights, DType::kF32, 2}, 0, DType::kF32),
@@ -367,20 +250,21 @@ TEST_P(BackendContract, PackWeightAndLinear) {
   EXPECT_THAT(pack({nullptr, DType::kF32, 2}, 2, DType::kF32),
               Refused("PackWeight", "host is null"));
   EXPECT_THAT(pack({weights, DType::kF32, 2}, 2, DType::kF16),
-              Refused("PackWeight", "dtype is f16, must be f32 or bf16"));
+              Refused("PackWeight", "compute is f16, must be f32 or bf16"));
   EXPECT_THAT(backend_->PackWeight({}, 2, DType::kF32),
               Refused("PackWeight", "number of sources is 0"));
 
-  ASSERT_OK_AND_ASSIGN(auto weight, Pack());
+  ASSERT_OK_AND_ASSIGN(const Weight weight, Pack());
   float* const p = array_->data();
-  EXPECT_THAT(backend_->Linear({.x = p, .y = p + 8, .rows = 1}),
-              Refused("Linear", "weight is null"));
-  EXPECT_THAT(backend_->Linear({.x = p, .weight = weight.get(), .y = p + 8, .rows = -1}),
-              Refused("Linear", "rows is -1"));
-  EXPECT_THAT(backend_->Linear({.weight = weight.get(), .y = p + 8, .rows = 1}),
-              Refused("Linear", "x is null"));
-  EXPECT_THAT(backend_->Linear({.x = p, .weight = weight.get(), .y = p + 1, .rows = 1}),
-              Refused("Linear", "y overlaps x"));
+  const LinearArgs valid = {.x = p, .weight = weight.packed, .y = p + 8, .rows = 1};
+  const auto with = [&](auto spoil) { return With(&Backend::Linear, valid, spoil); };
+  EXPECT_OK(with([](auto&) {}));
+  EXPECT_THAT(with([](auto& a) { a.weight = {}; }), Refused("Linear", "weight.data is null"));
+  EXPECT_THAT(with([](auto& a) { a.rows = -1; }), Refused("Linear", "rows is -1"));
+  EXPECT_THAT(with([](auto& a) { a.x = nullptr; }), Refused("Linear", "x is null"));
+  EXPECT_THAT(with([p](auto& a) { a.y = p + 1; }), Refused("Linear", "y overlaps x"));
+  EXPECT_THAT(with([](auto& a) { a.x_dtype = DType::kF16; }), Refused("Linear", "x_dtype"));
+  EXPECT_THAT(with([](auto& a) { a.y_dtype = DType::kF16; }), Refused("Linear", "y_dtype"));
 }
 
 }  // namespace

@@ -25,10 +25,12 @@ class CpuBackendTest : public ::testing::TestWithParam<Isa> {
                                      const std::vector<float>& x, int64_t in, DType compute) {
     const int64_t out = static_cast<int64_t>(w.size()) / in;
     const int64_t rows = static_cast<int64_t>(x.size()) / in;
-    const Backend::WeightSource source = {w.data(), DType::kF32, out};
-    const auto weight = backend.PackWeight({&source, 1}, in, compute).value();
+    const WeightSource source = {w.data(), DType::kF32, out};
+    const Weight weight = backend.PackWeight({&source, 1}, in, compute).value();
     std::vector<float> y(rows * out);
-    EXPECT_OK(backend.Linear({.x = x.data(), .weight = weight.get(), .y = y.data(), .rows = rows}));
+    EXPECT_OK(
+        backend.Linear(Backend::kMainStream,
+                       {.x = x.data(), .weight = weight.packed, .y = y.data(), .rows = rows}));
     return y;
   }
 };

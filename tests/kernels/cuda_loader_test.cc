@@ -26,6 +26,7 @@ using ::testing::ElementsAre;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 
+constexpr Stream kMain = Backend::kMainStream;
 constexpr absl::StatusCode kUnavailable = absl::StatusCode::kUnavailable;
 constexpr char kFakePlugin[] = INFLLM_FAKE_CUDA_PLUGIN;
 
@@ -64,7 +65,7 @@ TEST_F(CudaLoader, RefusesALibraryThatIsNoPlugin) {
 TEST_F(CudaLoader, RefusesAPluginOfAnotherBuild) {
   Misbehave("version");
   EXPECT_THAT(NewCudaBackend(kFakePlugin),
-              StatusIs(kUnavailable, HasSubstr("interface version 2, this program needs 1")));
+              StatusIs(kUnavailable, HasSubstr("interface version 3, this program needs 2")));
 }
 
 TEST_F(CudaLoader, HandsOnWhyNoDeviceCanBeUsed) {
@@ -74,7 +75,7 @@ TEST_F(CudaLoader, HandsOnWhyNoDeviceCanBeUsed) {
 
 TEST_F(CudaLoader, HandsOnFailuresOfAnOperation) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> backend, NewCudaBackend(kFakePlugin));
-  EXPECT_THAT(backend->Synchronize(),
+  EXPECT_THAT(backend->Synchronize(kMain),
               StatusIs(absl::StatusCode::kInternal, "cuda: the fake broke"));
   Misbehave("out-of-memory");
   EXPECT_THAT(backend->Allocate(1),
@@ -90,36 +91,51 @@ TEST_F(CudaLoader, MovesMemoryAndRunsRmsNorm) {
   EXPECT_FALSE(backend->host_accessible());
   const std::vector<float> x = {1, 2, 3, 4, 5, 6}, weight = {10, 20, 30};
   ASSERT_OK_AND_ASSIGN(const Buffer device_x, backend->Allocate(6 * sizeof(float)));
-  ASSERT_OK_AND_ASSIGN(const Buffer device_weight, backend->Allocate(3 * sizeof(float)));
-  ASSERT_OK(backend->Upload(device_x.data(), x.data(), device_x.size_bytes()));
-  ASSERT_OK(backend->Upload(device_weight.data(), weight.data(), device_weight.size_bytes()));
+  ASSERT_OK_AND_ASSIGN(const Buffer device_weight, backend->AllocateHost(3 * sizeof(float)));
+  ASSERT_OK(backend->Copy(kMain, device_x.data(), x.data(), device_x.size_bytes()));
+  ASSERT_OK(backend->Copy(kMain, device_weight.data(), weight.data(), device_weight.size_bytes()));
   const RmsNormArgs args = {.x = device_x.as<float>(),
                             .weight = device_weight.as<float>(),
                             .y = device_x.as<float>(),
                             .rows = 2,
                             .width = 3,
                             .eps = 0.5f};
-  ASSERT_OK(backend->RmsNorm(args));
+  ASSERT_OK(backend->RmsNorm(kMain, args));
   std::vector<float> y(6);
-  ASSERT_OK(backend->Download(y.data(), device_x.data(), device_x.size_bytes()));
+  ASSERT_OK(backend->Copy(kMain, y.data(), device_x.data(), device_x.size_bytes()));
   EXPECT_THAT(y, ElementsAre(11.5f, 22.5f, 33.5f, 14.5f, 25.5f, 36.5f));
-  ASSERT_OK(backend->Zero(device_x.data(), 2 * sizeof(float)));
-  ASSERT_OK(backend->Download(y.data(), device_x.data(), device_x.size_bytes()));
+  ASSERT_OK(backend->Zero(kMain, device_x.data(), 2 * sizeof(float)));
+  ASSERT_OK(backend->Copy(kMain, y.data(), device_x.data(), device_x.size_bytes()));
   EXPECT_THAT(y, ElementsAre(0.0f, 0.0f, 33.5f, 14.5f, 25.5f, 36.5f));
+}
+
+TEST_F(CudaLoader, HandsOnStreamsAndEvents) {
+  ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> backend, NewCudaBackend(kFakePlugin));
+  ASSERT_OK_AND_ASSIGN(const Stream stream, backend->NewStream());
+  ASSERT_OK_AND_ASSIGN(const Event event, backend->NewEvent());
+  EXPECT_EQ(stream, Stream{1});
+  EXPECT_EQ(event, Event{102});
+  EXPECT_OK(backend->Record(stream, event));
+  EXPECT_OK(backend->Wait(kMain, event));
+  EXPECT_THAT(backend->Wait(stream, event), StatusIs(absl::StatusCode::kInvalidArgument));
+  const float x = 1, weight = 2;  // the fake computes on the host
+  float y = 0;
+  ASSERT_OK(backend->RmsNorm(stream, {.x = &x, .weight = &weight, .y = &y, .rows = 1, .width = 1}));
+  EXPECT_EQ(y, 4.0f);  // 1 + 2, and 1 for the stream
 }
 
 TEST_F(CudaLoader, ChecksArgumentsBeforeThePluginSeesThem) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> backend, NewCudaBackend(kFakePlugin));
-  EXPECT_THAT(backend->RmsNorm({.rows = -1, .width = 4}),
+  EXPECT_THAT(backend->RmsNorm(kMain, {.rows = -1, .width = 4}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rows is -1")));
-  EXPECT_THAT(backend->Upload(nullptr, nullptr, 4),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("destination is null")));
-  EXPECT_OK(backend->Upload(nullptr, nullptr, 0));
+  EXPECT_THAT(backend->Copy(kMain, nullptr, nullptr, 4),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("to is null")));
+  EXPECT_OK(backend->Copy(kMain, nullptr, nullptr, 0));
 }
 
 TEST_F(CudaLoader, NamesAnOperationThatHasNoKernel) {
   ASSERT_OK_AND_ASSIGN(const std::unique_ptr<Backend> backend, NewCudaBackend(kFakePlugin));
-  EXPECT_THAT(backend->Attention({}),
+  EXPECT_THAT(backend->Attention(kMain, {}),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("Attention")));
   EXPECT_THAT(backend->PackWeight({}, 1, DType::kF32),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("PackWeight")));

@@ -19,6 +19,8 @@ namespace {
 // Sums of up to 10^4 squares in fp32, in a tree of at least 32 leaves.
 constexpr double kRelativeTolerance = 4e-6;
 
+constexpr Stream kMain = Backend::kMainStream;
+
 std::vector<float> Normal(int64_t size, uint32_t seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
@@ -47,23 +49,24 @@ class CudaRmsNorm : public ::testing::Test {
     const int64_t size = rows * width;
     const auto upload = [&](const std::vector<float>& values, int64_t floats) {
       Buffer buffer = backend.Allocate(floats * sizeof(float)).value();
-      EXPECT_OK(backend.Zero(buffer.data(), buffer.size_bytes()));
-      EXPECT_OK(backend.Upload(buffer.as<float>() + offset, values.data(),
-                               values.size() * sizeof(float)));
+      EXPECT_OK(backend.Zero(kMain, buffer.data(), buffer.size_bytes()));
+      EXPECT_OK(backend.Copy(kMain, buffer.as<float>() + offset, values.data(),
+                             values.size() * sizeof(float)));
       return buffer;
     };
     const Buffer device_x = upload(x, size + offset + kGuards);
     const Buffer device_weight = upload(weight, width + offset);
     const Buffer device_y = upload({}, size + offset + kGuards);
     const Buffer& out = in_place ? device_x : device_y;
-    EXPECT_OK(backend.RmsNorm({.x = device_x.as<float>() + offset,
-                               .weight = device_weight.as<float>() + offset,
-                               .y = out.as<float>() + offset,
-                               .rows = rows,
-                               .width = width,
-                               .eps = 1e-5f}));
+    EXPECT_OK(backend.RmsNorm(kMain, {.x = device_x.as<float>() + offset,
+                                      .weight = device_weight.as<float>() + offset,
+                                      .y = out.as<float>() + offset,
+                                      .rows = rows,
+                                      .width = width,
+                                      .eps = 1e-5f}));
     std::vector<float> y(size + kGuards);
-    EXPECT_OK(backend.Download(y.data(), out.as<float>() + offset, y.size() * sizeof(float)));
+    EXPECT_OK(backend.Copy(kMain, y.data(), out.as<float>() + offset, y.size() * sizeof(float)));
+    EXPECT_OK(backend.Synchronize(kMain));
     for (int64_t i = size; i < size + kGuards; ++i) EXPECT_EQ(y[i], 0.0f) << "guard " << i;
     y.resize(size);
     return y;

@@ -12,6 +12,8 @@ namespace infllm::kernels::cuda {
 
 struct Device {
   int allocations = 0;
+  uintptr_t handles = 0;
+  Stream recorded_on = {};
 };
 
 namespace {
@@ -51,22 +53,49 @@ void Free(Device* device, void* data) {
   --device->allocations;
 }
 
-Code Copy(Device*, void* to, const void* from, size_t bytes, Message*) {
+Code NewStream(Device* device, Stream* stream, Message*) {
+  *stream = Stream{++device->handles};
+  return Code::kOk;
+}
+
+Code NewEvent(Device* device, Event* event, Message*) {
+  *event = Event{100 + ++device->handles};
+  return Code::kOk;
+}
+
+Code Record(Device* device, Stream stream, Event event, Message* why) {
+  if (event <= Event{100}) return Fail(Code::kInvalidArgument, "no event of the fake", why);
+  device->recorded_on = stream;
+  return Code::kOk;
+}
+
+Code Wait(Device* device, Stream stream, Event event, Message* why) {
+  if (event <= Event{100} || stream == device->recorded_on) {
+    return Fail(Code::kInvalidArgument, "the fake waits for no stream that it is on", why);
+  }
+  return Code::kOk;
+}
+
+Code Copy(Device*, Stream, void* to, const void* from, size_t bytes, Message*) {
   if (bytes > 0) std::memcpy(to, from, bytes);
   return Code::kOk;
 }
 
-Code Zero(Device*, void* data, size_t bytes, Message*) {
+Code Zero(Device*, Stream, void* data, size_t bytes, Message*) {
   if (bytes > 0) std::memset(data, 0, bytes);
   return Code::kOk;
 }
 
-Code Synchronize(Device*, Message* why) { return Fail(Code::kInternal, "the fake broke", why); }
+Code Synchronize(Device*, Stream, Message* why) {
+  return Fail(Code::kInternal, "the fake broke", why);
+}
 
-// Not the formula: it shows that each parameter arrives.
-Code RmsNorm(Device*, const RmsNormParams* p, Message*) {
-  for (int64_t i = 0; i < p->rows * p->width; ++i) {
-    p->y[i] = p->x[i] + p->weight[i % p->width] + p->eps;
+// Not the formula: it shows that each argument arrives, and the stream.
+Code RunRmsNorm(Device*, Stream stream, const RmsNormArgs* args, Message*) {
+  for (int64_t i = 0; i < args->rows * args->width; ++i) {
+    static_cast<float*>(args->y)[i] = static_cast<const float*>(args->x)[i] +
+                                      args->weight[i % args->width] + args->eps +
+                                      static_cast<float>(stream);
   }
   return Code::kOk;
 }
@@ -79,11 +108,16 @@ extern "C" const PluginTable* infllm_cuda_plugin() {
                               .close = Close,
                               .allocate = Allocate,
                               .free = Free,
-                              .upload = Copy,
-                              .download = Copy,
-                              .zero = Zero,
+                              .allocate_host = Allocate,
+                              .free_host = Free,
+                              .new_stream = NewStream,
+                              .new_event = NewEvent,
+                              .record = Record,
+                              .wait = Wait,
                               .synchronize = Synchronize,
-                              .rms_norm = RmsNorm};
+                              .copy = Copy,
+                              .zero = Zero,
+                              .RmsNorm = RunRmsNorm};
   table.abi_version = kPluginAbiVersion + (Misbehaves("version") ? 1 : 0);
   return &table;
 }

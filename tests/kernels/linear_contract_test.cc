@@ -3,7 +3,6 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
@@ -21,10 +20,9 @@ using ::infllm::testing::BackendName;
 using ::infllm::testing::BackendsUnderTest;
 using ::infllm::testing::DeviceArray;
 using ::infllm::testing::ExpectNear;
+using ::infllm::testing::kMain;
 using ::infllm::testing::RandomNormal;
 using ::testing::ElementsAre;
-
-using WeightSource = Backend::WeightSource;
 
 struct Shape {
   int64_t rows, in, out;
@@ -44,17 +42,18 @@ class LinearContract : public testing::BackendTest {
     INFLLM_NEEDS_OP("Linear");
   }
 
-  std::vector<float> Multiply(const PackedWeight& weight, const std::vector<float>& x,
+  std::vector<float> Multiply(const Weight& weight, const std::vector<float>& x,
                               const std::vector<float>& bias, std::vector<float> y,
                               bool accumulate = false) {
     const DeviceArray<float> device_x(*backend_, x), device_bias(*backend_, bias),
         device_y(*backend_, y);
-    EXPECT_OK(backend_->Linear({.x = device_x.data(),
-                                .weight = &weight,
-                                .bias = bias.empty() ? nullptr : device_bias.data(),
-                                .y = device_y.data(),
-                                .rows = static_cast<int64_t>(x.size()) / weight.in_features(),
-                                .accumulate = accumulate}));
+    EXPECT_OK(
+        backend_->Linear(kMain, {.x = device_x.data(),
+                                 .weight = weight.packed,
+                                 .bias = bias.empty() ? nullptr : device_bias.data(),
+                                 .y = device_y.data(),
+                                 .rows = static_cast<int64_t>(x.size()) / weight.packed.in_features,
+                                 .accumulate = accumulate}));
     return device_y.Get();
   }
 
@@ -72,19 +71,21 @@ class LinearContract : public testing::BackendTest {
     const std::vector<float> bias = RandomNormal(shape.bias ? shape.out : 0, seed + 2);
     std::vector<float> want = RandomNormal(shape.rows * shape.out, seed + 3);
     const WeightSource source = {w.data(), DType::kF32, shape.out};
-    ASSERT_OK_AND_ASSIGN(auto weight, backend_->PackWeight({&source, 1}, shape.in, compute));
-    ASSERT_OK_AND_ASSIGN(auto oracle, reference_->PackWeight({&source, 1}, shape.in, compute));
-    EXPECT_EQ(weight->in_features(), shape.in);
-    EXPECT_EQ(weight->out_features(), shape.out);
+    ASSERT_OK_AND_ASSIGN(const Weight weight,
+                         backend_->PackWeight({&source, 1}, shape.in, compute));
+    ASSERT_OK_AND_ASSIGN(const Weight oracle,
+                         reference_->PackWeight({&source, 1}, shape.in, compute));
+    EXPECT_EQ(weight.packed.in_features, shape.in);
+    EXPECT_EQ(weight.packed.out_features, shape.out);
 
-    const std::vector<float> got = Multiply(*weight, x, bias, want, shape.accumulate);
+    const std::vector<float> got = Multiply(weight, x, bias, want, shape.accumulate);
     const std::vector<float> before = want;
-    ASSERT_OK(reference_->Linear({.x = x.data(),
-                                  .weight = oracle.get(),
-                                  .bias = shape.bias ? bias.data() : nullptr,
-                                  .y = want.data(),
-                                  .rows = shape.rows,
-                                  .accumulate = shape.accumulate}));
+    ASSERT_OK(reference_->Linear(kMain, {.x = x.data(),
+                                         .weight = oracle.packed,
+                                         .bias = shape.bias ? bias.data() : nullptr,
+                                         .y = want.data(),
+                                         .rows = shape.rows,
+                                         .accumulate = shape.accumulate}));
     // A chain of n roundings, each of at most half a unit in the last place of a partial sum,
     // which is at most the sum of the magnitudes: as a random walk, sqrt(n) of them.
     const double unit =
@@ -109,22 +110,21 @@ TEST_P(LinearContract, ByHand) {
                                 -1, 0, 4};
   const WeightSource source = {w.data(), DType::kF32, 2};
   for (const DType compute : {DType::kF32, DType::kBF16}) {
-    ASSERT_OK_AND_ASSIGN(auto weight, backend_->PackWeight({&source, 1}, 3, compute));
-    EXPECT_THAT(Multiply(*weight, {1, 1, 1, 2, 0, -1}, {}, {9, 9, 9, 9}),
-                ElementsAre(6, 3, -1, -6));
-    EXPECT_THAT(Multiply(*weight, {1, 1, 1, 2, 0, -1}, {10, 20}, {9, 9, 9, 9}),
+    ASSERT_OK_AND_ASSIGN(const Weight weight, backend_->PackWeight({&source, 1}, 3, compute));
+    EXPECT_THAT(Multiply(weight, {1, 1, 1, 2, 0, -1}, {}, {9, 9, 9, 9}), ElementsAre(6, 3, -1, -6));
+    EXPECT_THAT(Multiply(weight, {1, 1, 1, 2, 0, -1}, {10, 20}, {9, 9, 9, 9}),
                 ElementsAre(16, 23, 9, 14));
-    EXPECT_THAT(Multiply(*weight, {1, 1, 1, 2, 0, -1}, {10, 20}, {1, 2, 3, 4}, true),
+    EXPECT_THAT(Multiply(weight, {1, 1, 1, 2, 0, -1}, {10, 20}, {1, 2, 3, 4}, true),
                 ElementsAre(17, 25, 12, 18));
-    EXPECT_GE(weight->size_bytes(), 6 * SizeOf(compute));
+    EXPECT_GE(weight.size_bytes(), 6 * SizeOf(compute));
   }
 }
 
 TEST_P(LinearContract, ZeroRowsDoNothing) {
   const std::vector<float> w = {1, 2};
   const WeightSource source = {w.data(), DType::kF32, 1};
-  ASSERT_OK_AND_ASSIGN(auto weight, backend_->PackWeight({&source, 1}, 2, DType::kF32));
-  EXPECT_OK(backend_->Linear({.weight = weight.get(), .rows = 0}));
+  ASSERT_OK_AND_ASSIGN(const Weight weight, backend_->PackWeight({&source, 1}, 2, DType::kF32));
+  EXPECT_OK(backend_->Linear(kMain, {.weight = weight.packed, .rows = 0}));
 }
 
 // Every height of a tile and the splits into several, against odd depths and widths.
@@ -189,11 +189,11 @@ TEST_P(LinearContract, StacksSourcesOfDifferentDtypes) {
   const WeightSource one = {whole.data(), DType::kF32, 50};
   const std::vector<float> x = RandomNormal(4 * kIn, 5);
   for (const DType compute : {DType::kF32, DType::kBF16}) {
-    ASSERT_OK_AND_ASSIGN(auto stacked, backend_->PackWeight(parts, kIn, compute));
-    ASSERT_OK_AND_ASSIGN(auto plain, backend_->PackWeight({&one, 1}, kIn, compute));
-    ASSERT_EQ(stacked->out_features(), 50);
+    ASSERT_OK_AND_ASSIGN(const Weight stacked, backend_->PackWeight(parts, kIn, compute));
+    ASSERT_OK_AND_ASSIGN(const Weight plain, backend_->PackWeight({&one, 1}, kIn, compute));
+    ASSERT_EQ(stacked.packed.out_features, 50);
     const std::vector<float> y(4 * 50);
-    EXPECT_EQ(Multiply(*stacked, x, {}, y), Multiply(*plain, x, {}, y));
+    EXPECT_EQ(Multiply(stacked, x, {}, y), Multiply(plain, x, {}, y));
   }
 }
 
@@ -203,8 +203,8 @@ TEST_P(LinearContract, ReadsEveryHalfAndEveryBf16Exactly) {
   for (size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<uint16_t>(i);
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
     const WeightSource source = {bits.data(), dtype, 1 << 16};
-    ASSERT_OK_AND_ASSIGN(auto weight, backend_->PackWeight({&source, 1}, 1, DType::kF32));
-    const std::vector<float> y = Multiply(*weight, {1}, {}, std::vector<float>(1 << 16));
+    ASSERT_OK_AND_ASSIGN(const Weight weight, backend_->PackWeight({&source, 1}, 1, DType::kF32));
+    const std::vector<float> y = Multiply(weight, {1}, {}, std::vector<float>(1 << 16));
     for (uint32_t i = 0; i < bits.size(); ++i) {
       const float want =
           dtype == DType::kF16 ? HalfToFloat(bits[i]) : std::bit_cast<float>(i << 16);
@@ -227,12 +227,12 @@ TEST_P(LinearContract, ReadsUnalignedHostMemoryWhichMayGoAfterwards) {
                   SizeOf(dtype));
     }
     const WeightSource source = {bytes.data() + 1, dtype, 33};
-    ASSERT_OK_AND_ASSIGN(auto weight, backend_->PackWeight({&source, 1}, 7, DType::kF32));
+    ASSERT_OK_AND_ASSIGN(const Weight weight, backend_->PackWeight({&source, 1}, 7, DType::kF32));
     std::fill(bytes.begin(), bytes.end(), std::byte{0xff});
     for (int64_t i = 0; i < 7; ++i) {
       std::vector<float> unit(7);
       unit[i] = 1;
-      const std::vector<float> column = Multiply(*weight, unit, {}, std::vector<float>(33));
+      const std::vector<float> column = Multiply(weight, unit, {}, std::vector<float>(33));
       for (int64_t o = 0; o < 33; ++o) ASSERT_EQ(column[o], expected[o * 7 + i]);
     }
   }
@@ -242,11 +242,11 @@ TEST_P(LinearContract, InfinitiesAndNansStayInTheirRow) {
   const std::vector<float> w(20 * 40, 1.0f);
   const WeightSource source = {w.data(), DType::kF32, 40};
   for (const DType compute : {DType::kF32, DType::kBF16}) {
-    ASSERT_OK_AND_ASSIGN(auto weight, backend_->PackWeight({&source, 1}, 20, compute));
+    ASSERT_OK_AND_ASSIGN(const Weight weight, backend_->PackWeight({&source, 1}, 20, compute));
     std::vector<float> x(3 * 20, 1.0f);
     x[5] = std::numeric_limits<float>::infinity();
     x[20 + 7] = std::numeric_limits<float>::quiet_NaN();
-    const std::vector<float> y = Multiply(*weight, x, {}, std::vector<float>(3 * 40));
+    const std::vector<float> y = Multiply(weight, x, {}, std::vector<float>(3 * 40));
     for (int64_t o = 0; o < 40; ++o) {
       EXPECT_EQ(y[o], std::numeric_limits<float>::infinity());
       EXPECT_TRUE(std::isnan(y[40 + o]));
@@ -256,15 +256,21 @@ TEST_P(LinearContract, InfinitiesAndNansStayInTheirRow) {
 }
 
 TEST_P(LinearContract, RefusesAWeightOfAnotherBackend) {
-  class Foreign : public PackedWeight {
-    int64_t out_features() const override { return 1; }
-    int64_t in_features() const override { return 1; }
-    size_t size_bytes() const override { return 4; }
-  } foreign;
+  const std::vector<float> w = {1};
+  const WeightSource source = {w.data(), DType::kF32, 1};
   const DeviceArray<float> x(*backend_, {1}), y(*backend_, {1});
-  EXPECT_THAT(
-      backend_->Linear({.x = x.data(), .weight = &foreign, .y = y.data(), .rows = 1}),
-      testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("packed by")));
+  for (const auto& other : BackendsUnderTest()) {
+    if (other.name == GetParam().name) continue;
+    SCOPED_TRACE(other.name);
+    const auto made = other.make(Pool());
+    if (!made.ok()) continue;  // not on this machine
+    const absl::StatusOr<Weight> weight = (*made)->PackWeight({&source, 1}, 1, DType::kF32);
+    if (!weight.ok()) continue;  // packs none yet
+    EXPECT_THAT(
+        backend_->Linear(kMain,
+                         {.x = x.data(), .weight = weight->packed, .y = y.data(), .rows = 1}),
+        testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("packed by")));
+  }
 }
 
 }  // namespace
