@@ -13,6 +13,7 @@ int LanesLeft(int64_t n, int64_t i) { return static_cast<int>(n - i < kLanes ? n
 // A tile of kRows rows by up to kQueries queries has one sum of kLanes lanes each, in registers;
 // rows are loaded (and widened) once per tile, queries once per kRows rows. The lanes of a sum are
 // added in one order, so it does not matter which tile a row or a query is in.
+// Of AVX-512 tiles, 8 rows by 3 queries took about a third longer than 4 by 6.
 
 constexpr int kStep = 2 * kLanes;  // elements per turn
 constexpr int kRows = 4;
