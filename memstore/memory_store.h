@@ -123,7 +123,8 @@ class MemoryStore {
   // limits::kMaxSelectedBlocks blocks for all of them together), UNAVAILABLE, CANCELLED.
   virtual absl::StatusOr<std::vector<Selection>> Select(const SelectRequest& request) = 0;
 
-  //   UNIMPLEMENTED  the store is not in this process: Select
+  // What is published of a layer now.
+  //   UNIMPLEMENTED  the store is in another process: use Select
   virtual absl::StatusOr<IndexView> View(const ContextId& context, int32_t layer) = 0;
 
   // Payloads of stored blocks, in the order asked.

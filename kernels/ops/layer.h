@@ -30,7 +30,7 @@ struct SiluMulArgs {
   DType out_dtype = DType::kF32;
 };
 
-// out[i] = x[rows[i]]: the rows whose logits are wanted.
+// out[i] = x[index[i]]: the rows whose logits are wanted.
 struct GatherRowsArgs {
   const void* x = nullptr;         // [any, width]
   const int32_t* index = nullptr;  // [rows], shared memory

@@ -33,8 +33,8 @@ constexpr RepresentativeShape ShapeOf(RepresentativeKind kind, int64_t q_heads, 
   return {};
 }
 
-// Of each page of a list. For kMeanKey the mean of the `top` keys with the largest mass is taken
-// per query head; ties go to the earlier token.
+// Makes the representative of each page of a list. For kMeanKey the mean of the `top` keys with the
+// largest mass is taken per query head; ties go to the earlier token.
 struct RepresentativeItem {
   const std::byte* page = nullptr;  // its record's keys are read
   const float* mass = nullptr;      // [q_heads, page_tokens]; not read by kBounds

@@ -34,9 +34,9 @@ absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& aren
       " are free: raise --kv-bytes, or read fewer sequences at a time"));
 }
 
-// All that a sequence selects in one step must have left its window before the step, and where
-// cached blocks are copies it must fit the cache. With mean-key and lru-s what one exec block
-// attends decides what is selected, or kept, for the next.
+// All blocks that a sequence may select in one step must have been published before it, and where
+// cached blocks are copies they must fit the cache. With mean-key and lru-s what one exec block
+// attends decides what stands for blocks, or is kept, when the next selects.
 int64_t MaxPartTokens(const AttentionOptions& options, bool in_place) {
   if (options.policy != PolicyKind::kInfLlm) {
     return std::max<int64_t>(kMostPartTokens / options.exec_block, 1) * options.exec_block;

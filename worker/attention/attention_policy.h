@@ -59,8 +59,8 @@ class AttentionPolicy {
 
   const AttentionOptions& options() const { return options_; }
   const PageArena& arena() const { return arena_; }
-  // Most tokens of one sequence that a step may take; a multiple of exec_block. All that they
-  // select has left the window before the step begins.
+  // Most tokens of one sequence that a step may take; a multiple of exec_block. With so many, all
+  // blocks that they may select have been published before the step begins.
   int64_t max_part_tokens() const { return max_part_tokens_; }
   // Pages that a sequence holds at most between steps; of kFull those of `tokens` tokens.
   int64_t PagesPerSequence(int64_t tokens) const;
@@ -81,20 +81,21 @@ class AttentionPolicy {
 
   // Enqueues the attention of a layer. qkv: [rows, (q_heads + 2 kv_heads) * head_dim]: Q, then K,
   // then V, not rotated; out: [rows, q_heads, head_dim]; f32, device memory.
-  // `infllm` may wait once; see Retriever.
+  // `infllm` may wait; see Retriever.
   absl::Status Attend(int64_t layer, const float* qkv, float* out);
   // Enqueues what the end of the step needs of the device.
   absl::Status EnqueueEnd();
 
-  // Whether this step may have to be done again from some layer on: keep what the layers start
-  // from.
+  // Whether this step may have to be done again from some layer on: the caller then keeps the
+  // input of every layer.
   bool may_redo() const;
   // Once the stream has been waited for: the first layer whose selection was not at hand, or -1. If
   // there is one, it and all later ones must be done again: RedoFrom, Attend each, EnqueueEnd.
   int64_t FirstMissedLayer() const;
   void RedoFrom(int64_t layer);
 
-  // Ends the step: blocks go to the store, pages that no later query sees are given back.
+  // Ends the step, once the stream has been waited for: blocks go to the store, pages that no later
+  // query sees are given back.
   void End();
 
  private:

@@ -27,8 +27,8 @@ class PageArena {
   // Of one page, all layers.
   int64_t page_bytes() const { return part_bytes_ * layers_; }
 
-  // A page of undefined content with one owner: the free one with the smallest number, nearly, so
-  // that few pages are ever touched. REQUIRES: free_pages() > 0.
+  // A page of undefined content with one owner: the one given back last, or one never taken if
+  // there is none, so that few pages are ever touched. REQUIRES: free_pages() > 0.
   PageNumber Take();
   void Share(PageNumber page) { ++owners_[static_cast<size_t>(page)]; }
   void GiveBack(PageNumber page);

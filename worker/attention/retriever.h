@@ -17,10 +17,11 @@ namespace infllm::worker {
 //
 // Where the store is in this process its index is scored on the step's own stream, for all exec
 // blocks at once; a remote store is asked once for all. The selected blocks must then be at hand.
-//  * Waiting: the host waits for the selection, fetches what is missing and goes on. Once a layer.
+//  * Waiting: once a layer the host waits for the selection, fetches what is missing and goes on.
 //  * Optimistic: the device looks the blocks up among the cached ones, and nothing waits. If at the
 //    end of the step some were missing, the step is done again from the first such layer on,
-//    waiting. So it is used where waiting costs something, after a step that missed nothing.
+//    waiting. So it is used on devices only, after a step that missed nothing; not with lru-s and
+//    mean-key, whose layers cannot be done again.
 class Retriever {
  public:
   // All must outlive the retriever.

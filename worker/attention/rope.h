@@ -19,7 +19,7 @@ class Rope {
   // Differs between any two objects of the process: identifies cached rows.
   uint64_t id() const { return id_; }
   int64_t head_dim() const { return 2 * static_cast<int64_t>(inverse_frequency_.size()); }
-  // Rows of a kernels::RopeArgs table for positions first, first + 1, ...
+  // Rows of kernels::RotateAndStoreArgs::angles for positions first, first + 1, ...
   // REQUIRES: rows.size() is a multiple of head_dim().
   void Fill(int64_t first_position, std::span<float> rows) const;
 

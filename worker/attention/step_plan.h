@@ -43,8 +43,8 @@ struct AttentionState {
 struct StepPart {
   AttentionState* state = nullptr;
   int64_t tokens = 0;
-  // What went wrong with this sequence alone. Its state is then unusable, but after an error of
-  // AttentionPolicy::Plan it is as it was.
+  // What went wrong with this sequence alone. If Plan has refused the part its state is as it was;
+  // after any later error the state is unusable.
   absl::Status status;
   // Set by Plan: the part's rows of the step are [first_row, first_row + tokens); none if Plan has
   // refused it.

@@ -25,9 +25,9 @@ enum class SequenceId : uint64_t {};
 // One sequence's share of a step, and what comes of it.
 struct StepItem {
   SequenceId sequence{};
-  // Its next tokens: a chunk of its prompt, or the token sampled last. Split into exec blocks from
-  // the first one on: unless it is the end of what is read, a multiple of exec_block tokens. At
-  // most Engine::max_item_tokens().
+  // Its next tokens: a piece of its prompt, or the token sampled last; at most
+  // Engine::max_item_tokens(). Exec blocks are counted from the first of them, so results are those
+  // of the whole prompt only if every piece but its last has a multiple of exec_block tokens.
   std::span<const int32_t> tokens;
 
   // What is wanted of the logits.
@@ -43,9 +43,9 @@ struct StepItem {
   // Of kScores: the token that followed each of `tokens`, or -1. As many as tokens.
   std::span<const int32_t> targets;
 
-  // Results. An item whose status is not OK has no others. The sequence is then of no use and can
-  // only be dropped; but after INVALID_ARGUMENT, NOT_FOUND, and RESOURCE_EXHAUSTED with
-  // `unchanged`, it is as it was, and the item may be tried again.
+  // Results: `status`, and the others if it is OK. If it is not, and `unchanged` is true, the step
+  // has refused the item and left the sequence as it was: after RESOURCE_EXHAUSTED it may be tried
+  // again when others have given memory back. Otherwise the sequence can only be dropped.
   absl::Status status;
   bool unchanged = false;
   int32_t token = -1;

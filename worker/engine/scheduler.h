@@ -42,13 +42,13 @@ struct Request {
 };
 
 // Runs requests on an engine, as many at a time as there are: each step takes the next token of
-// every sequence that generates, and of those that read as many tokens as its budget leaves, in the
-// order of their coming. So generation waits for no long text. Not thread-safe.
+// every sequence that generates, and of those that read as many tokens as its budget leaves. Those
+// that have read go behind the others. So generation waits for no long text. Not thread-safe.
 class Scheduler {
  public:
   struct Options {
-    // Tokens of one step: more are faster to read, fewer make tokens come more evenly. A step takes
-    // more only where it could not take a whole exec block else.
+    // Tokens of one step: more are faster to read, fewer make tokens come more evenly. Exceeded by
+    // up to an exec block where nothing could be read otherwise, and by sequences that generate.
     int64_t step_tokens = 512;
     std::function<double()> clock;  // seconds; the steady clock unless given
   };

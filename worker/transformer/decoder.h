@@ -26,8 +26,8 @@ class Decoder {
 
   // Makes room for the activations of so many rows; `keep_inputs` as for RunLayer.
   absl::Status Reserve(int64_t rows, bool keep_inputs);
-  // Begins a step: x is the embedding of `tokens`, which are in the vocabulary. The host must not
-  // change what an earlier Embed has read before that step is waited for.
+  // Begins a step: x becomes the embedding of `tokens`. REQUIRES: they are in the vocabulary, there
+  // are as many as reserved rows, and the step before has been waited for.
   absl::Status Embed(std::span<const int32_t> tokens);
   // x after layer `layer`. With keep_inputs x is kept as it was before: see Restore.
   absl::Status RunLayer(int64_t layer, AttentionPolicy& policy, bool keep_inputs);

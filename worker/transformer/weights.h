@@ -57,9 +57,8 @@ int64_t DecoderWeightBytes(const ModelConfig& config, kernels::DType stored);
 absl::Status CheckWeightsFit(int64_t weight_bytes, int64_t available, kernels::DType stored);
 
 // Packs all weights of a model for `backend`, in `compute` dtype (kF32 or kBF16).
-//   INVALID_ARGUMENT    tensors that the model needs are missing or have another shape, or the
-//   files
-//                       hold tensors that this architecture does not have; names are given
+//   INVALID_ARGUMENT    tensors that the model needs are missing or have another shape, or there
+//                       are tensors that this architecture does not have; names are given
 //   RESOURCE_EXHAUSTED  the weights do not fit into memory; checked before anything is packed
 absl::StatusOr<std::unique_ptr<DecoderWeights>> LoadDecoderWeights(const ModelConfig& config,
                                                                    const ModelFiles& files,
