@@ -71,6 +71,12 @@ class Backend {
 #undef INFLLM_DECLARE_OP
 };
 
+// The backend of a device by its name: cpu, cuda, or auto for what this machine computes best with.
+//   UNAVAILABLE       the device is not here; the message says why
+//   UNIMPLEMENTED     the backend cannot run a model
+//   INVALID_ARGUMENT  no such name
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(std::string_view device, ThreadPool& pool);
+
 // Plain double-precision loops, one thread. The oracle of the contract tests; never optimised.
 std::unique_ptr<Backend> NewReferenceBackend();
 

@@ -187,8 +187,10 @@ TEST_F(SchedulerTest, CallbacksMayAddForkAndDrop) {
 
 TEST_F(SchedulerTest, AFailureIsOfItsRequestAlone) {
   Scheduler scheduler(*world_.engine, {});
-  Generated good, bad;
+  Generated good, bad, empty;
   scheduler.Add(Generate(world_.NewSequence(), {5, 99999}, 4, bad));
+  scheduler.Add(Generate(world_.NewSequence(), {}, 4, empty));
+  EXPECT_THAT(empty.outcome.status, StatusIs(absl::StatusCode::kInvalidArgument));
   scheduler.Add(Generate(world_.NewSequence(), RandomTokens(50, 9), 4, good));
   ASSERT_OK(scheduler.Run());
   EXPECT_THAT(bad.outcome.status, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("99999")));

@@ -3,31 +3,15 @@
 #include <chrono>
 
 #include "kernels/core/status_macros.h"
-#include "kernels/cuda_loader.h"
 
 namespace infllm::worker {
-namespace {
-
-absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const std::string& device,
-                                                              kernels::ThreadPool& pool) {
-  if (device == "cuda") {
-    INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<kernels::Backend> cuda,
-                            kernels::NewCudaBackend());
-    return absl::UnimplementedError(
-        "--device cuda: the CUDA plugin has no attention and matrix kernels yet; use --device cpu");
-  }
-  return kernels::NewCpuBackend(pool);
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<ModelRuntime>> ModelRuntime::Load(
     const ModelOptions& options,
     absl::FunctionRef<absl::Status(const ModelConfig&, kernels::DType)> check) {
   const auto start = std::chrono::steady_clock::now();
   auto runtime = std::make_unique<ModelRuntime>();
   runtime->pool = std::make_unique<kernels::ThreadPool>(options.threads);
-  INFLLM_ASSIGN_OR_RETURN(runtime->backend, MakeBackend(options.device, *runtime->pool));
+  INFLLM_ASSIGN_OR_RETURN(runtime->backend, kernels::OpenBackend(options.device, *runtime->pool));
   runtime->dtype = options.dtype.value_or(runtime->backend->preferred_dtype());
   INFLLM_ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(options.directory));
   INFLLM_RETURN_IF_ERROR(check(config, runtime->dtype));

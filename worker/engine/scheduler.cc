@@ -24,7 +24,11 @@ Scheduler::Scheduler(Engine& engine, Options options)
     : engine_(engine), options_(WithClock(std::move(options))) {}
 
 void Scheduler::Add(Request request) {
-  running_.emplace_back(std::move(request), options_.clock());
+  Running running(std::move(request), options_.clock());
+  if (running.request.tokens.empty()) {
+    return Finish(running, absl::InvalidArgumentError("a request has no tokens to begin with"));
+  }
+  running_.push_back(std::move(running));
 }
 
 // Chooses the items of the next step.

@@ -55,6 +55,7 @@ class Scheduler {
   // `engine` must outlive the scheduler.
   Scheduler(Engine& engine, Options options);
 
+  // A request without tokens ends at once: INVALID_ARGUMENT.
   void Add(Request request);
   bool idle() const { return running_.empty(); }
   // Requests that have begun or wait.

@@ -127,6 +127,7 @@ class Interview {
          .on_done =
              [this, &node, sequence = *sequence](const worker::Outcome& outcome) mutable {
                --running_;
+               reading_ = false;
                unclaimed_.tokens_read += node.end - node.begin;
                unclaimed_.seconds += outcome.read_seconds;
                status_.Update(outcome.status.ok() ? HaveRead(node, std::move(sequence))
