@@ -103,8 +103,8 @@ class MemoryStore {
                               std::span<const std::span<const std::byte>> payloads) = 0;
 
   // Makes stored blocks selectable: representatives [count, slots, heads, head_dim]
-  // (Geometry::representative_shape) of blocks first_block, ... They wait for later queries, so
-  // they come after the payloads. They are kept in the geometry's dtype.
+  // (Geometry::representative_shape) of blocks first_block, ... They come after the payloads, as
+  // late as they like: a mean key depends on later queries. They are kept in the geometry's dtype.
   //   FAILED_PRECONDITION  a block's payload is not stored yet, a gap, or the context is sealed
   //   INVALID_ARGUMENT     a value is not finite, or not in the range of the geometry's dtype, or
   //                        a least key is above the largest

@@ -23,8 +23,8 @@ struct StoreOptions {
   std::string cold_dir;
 };
 
-// The store that a worker is told to use. `backend` must be host-accessible and outlive it; a
-// remote store does not use it.
+// The store that a worker is told to use. `backend` must outlive it; a remote store does not use
+// it.
 //   INVALID_ARGUMENT  ram_bytes is not positive
 //   and the errors of ConnectRemoteStore() and OpenColdDirectory()
 absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOptions& options,

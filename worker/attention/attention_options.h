@@ -44,7 +44,7 @@ struct AttentionOptions {
   int64_t top_k = 64;          // blocks retrieved per exec block
   int64_t repr_top_k = 4;      // tokens whose keys make a mean key
   int64_t exec_block = 512;    // prefill tokens that share one retrieval
-  int64_t cache_blocks = 128;  // retrieved blocks kept per layer in device memory
+  int64_t cache_blocks = 128;  // retrieved blocks kept at hand, per layer of a sequence
   CachePolicy cache_policy = CachePolicy::kLru;
   double score_decay = 0.1;  // of kLruS, per exec block
   kernels::Scoring scoring = kernels::Scoring::kMean;

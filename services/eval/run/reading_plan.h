@@ -11,7 +11,7 @@ namespace infllm::services {
 // A stretch of tokens that all texts below it have in common. Where it ends, a fork of the state is
 // made for each child but the last, which takes the state itself. Children are ordered by how many
 // texts they lead to, fewest first: so at most log2(texts) + 1 states exist at a time, apart from
-// the one that reads.
+// those that read and answer.
 struct ReadingNode {
   size_t text = 0;    // a text with these tokens; of a leaf: the one that ends here
   int64_t begin = 0;  // tokens [begin, end) of it are read here
