@@ -118,7 +118,7 @@ class Interview {
   absl::StatusOr<Json> Run(const Interrupt& interrupt) {
     const size_t together =
         std::min(flags_.questions.size(), static_cast<size_t>(runtime_.max_sequences));
-    while (asked_ < together) INFLLM_RETURN_IF_ERROR(AskNext());
+    for (size_t i = 0; i < together; ++i) INFLLM_RETURN_IF_ERROR(AskNext());
     Show();
     const absl::Status status = scheduler_.Run(interrupt.flag());
     if (!status.ok() || !status_.ok()) {
@@ -142,11 +142,15 @@ class Interview {
     bool done = false;
   };
 
+  // The next question, unless it has to wait for the memory of one that is being answered.
   absl::Status AskNext() {
+    const absl::StatusOr<worker::SequenceId> fork = runtime_.engine->Fork(reading_.sequence);
+    if (absl::IsResourceExhausted(fork.status()) && answering_ > 0) return absl::OkStatus();
+    INFLLM_RETURN_IF_ERROR(fork.status());
+    const worker::SequenceId sequence = *fork;
+    ++answering_;
     const size_t i = asked_++;
     Answer& answer = answers_[i];
-    INFLLM_ASSIGN_OR_RETURN(const worker::SequenceId sequence,
-                            runtime_.engine->Fork(reading_.sequence));
     if (!watches_.empty()) runtime_.engine->SetObserver(sequence, watches_[i].observer());
     const std::vector<int32_t> ids =
         QuestionTokens(*runtime_.model, flags_, text_, flags_.questions[i]);
@@ -171,6 +175,7 @@ class Interview {
                           answer.done = outcome.status.ok();
                           status_.Update(outcome.status);
                           runtime_.engine->Drop(sequence);
+                          --answering_;
                           if (status_.ok() && asked_ < answers_.size()) status_.Update(AskNext());
                           Show();
                         }});
@@ -228,6 +233,7 @@ class Interview {
   std::vector<EvidenceWatch>& watches_;
   std::vector<Answer> answers_;  // parallel to the questions
   size_t asked_ = 0;
+  int64_t answering_ = 0;
   size_t showing_ = 0;       // the answer that is being printed
   bool introduced_ = false;  // its question has been
   absl::Status status_;      // the first failure of a question

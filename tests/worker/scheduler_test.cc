@@ -248,6 +248,24 @@ TEST(SchedulerMemoryTest, RequestsWaitForRoomAndTheLastGivesWayIfNobodyGetsOn) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("--kv-bytes")));
 }
 
+TEST(SchedulerMemoryTest, APieceThatDoesNotFitIsReadInSmallerOnes) {
+  AttentionOptions options = SmallEngineOptions(PolicyKind::kInfLlm);
+  int64_t page_bytes = 0;
+  {
+    EngineWorld world(options, kernels::DType::kF32, 1);
+    page_bytes = world.engine->kv_use().page_bytes;
+  }
+  // Sinks, the window of 40, an exec block of 16 and what is not yet a block; not another exec
+  // block.
+  EngineWorld world(options, kernels::DType::kF32, 1, nullptr, 10 * page_bytes);
+  Scheduler scheduler(*world.engine, {});
+  Generated out;
+  scheduler.Add(Generate(world.NewSequence(), RandomTokens(500, 16), 3, out));
+  ASSERT_OK(scheduler.Run());
+  ASSERT_OK(out.outcome.status);
+  EXPECT_EQ(out.tokens.size(), 3u);
+}
+
 // While one sequence reads, another's tokens come a step apart: no longer than 1.5 times a step of
 // the whole budget. Time is counted in rows that go through the model.
 TEST(SchedulerFairnessTest, ReadingALongTextHoldsUpNobodysTokens) {

@@ -25,13 +25,11 @@ constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max() / 4;
 // Of policies that select nothing: far more than a step has.
 constexpr int64_t kMostPartTokens = int64_t{1} << 24;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& arena) {
   return absl::ResourceExhaustedError(absl::StrCat(
       what, " need ", pages * arena.page_bytes(), " bytes of KV memory, but only ",
       arena.free_pages() * arena.page_bytes(), " of ", arena.pages() * arena.page_bytes(),
-      " are free: raise --kv-bytes, or read fewer sequences at a time"));
+      " are free: raise --kv-bytes, lower --step-tokens, or run fewer sequences at a time"));
 }
 
 // All blocks that a sequence may select in one step must have been published before it, and where
@@ -137,19 +135,6 @@ absl::Status AttentionPolicy::Prepare() {
   INFLLM_ASSIGN_OR_RETURN(far_angle_, backend_.Allocate(bytes));
   INFLLM_RETURN_IF_ERROR(backend_.Copy(stream_, far_angle_.data(), row.data(), bytes));
   return backend_.Synchronize(stream_);
-}
-
-int64_t AttentionPolicy::PagesPerSequence(int64_t tokens) const {
-  const int64_t sinks = std::min(tokens, rules_.sink_tokens);
-  const int64_t slots =
-      retriever_ != nullptr && !backend_.host_accessible() ? options_.cache_blocks : 0;
-  // The window, what a step adds to it, and two pages that are neither full nor empty.
-  const int64_t most =
-      rules_.window >= kUnbounded
-          ? tokens - sinks
-          : rules_.window + std::max<int64_t>(options_.exec_block, 512) + 2 * rules_.page_tokens;
-  return CeilDiv(sinks, rules_.page_tokens) +
-         CeilDiv(std::min(tokens - sinks, most), rules_.page_tokens) + slots;
 }
 
 absl::StatusOr<std::vector<PageNumber>> AttentionPolicy::TakeCacheSlots() {

@@ -62,8 +62,6 @@ class AttentionPolicy {
   // Most tokens of one sequence that a step may take; a multiple of exec_block. With so many, all
   // blocks that they may select have been published before the step begins.
   int64_t max_part_tokens() const { return max_part_tokens_; }
-  // Pages that a sequence holds at most between steps; of kFull those of `tokens` tokens.
-  int64_t PagesPerSequence(int64_t tokens) const;
 
   // RESOURCE_EXHAUSTED says need and limit; and the errors of MemoryStore::Create.
   absl::StatusOr<std::unique_ptr<AttentionState>> NewState();

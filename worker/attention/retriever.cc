@@ -9,6 +9,15 @@
 #include "worker/attention/mean_key.h"
 
 namespace infllm::worker {
+namespace {
+
+absl::Status NotFinite(int64_t layer, const ExecBlock& block) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("the mean query of layer ", layer, " at position ", block.position,
+                   " is not finite: the model's activations overflow in this dtype"));
+}
+
+}  // namespace
 
 using kernels::PageEntry;
 using memstore::BlockHandle;
@@ -423,6 +432,10 @@ void Retriever::End() {
   for (size_t layer = 0; layer < layers_.size(); ++layer) {
     for (const Selected& selected : layers_[layer].selected) {
       if (!selected.block->part->status.ok()) continue;
+      if (!std::isfinite(selected.score[0])) {
+        selected.block->part->status = NotFinite(static_cast<int64_t>(layer), *selected.block);
+        continue;
+      }
       selected.block->part->state->stats.cache_hits += selected.count;
       Use(static_cast<int64_t>(layer), selected);
     }

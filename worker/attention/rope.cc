@@ -1,13 +1,10 @@
 #include "worker/attention/rope.h"
 
-#include <atomic>
 #include <cmath>
 
 namespace infllm::worker {
 
 Rope::Rope(const ModelConfig& model, const AttentionOptions& options) {
-  static std::atomic<uint64_t> next_id{1};
-  id_ = next_id.fetch_add(1);
   const double dim = static_cast<double>(model.head_dim);
   double base = model.rope_theta;
   double factor = model.rope_linear_factor;

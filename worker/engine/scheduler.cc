@@ -63,7 +63,8 @@ void Scheduler::Plan() {
     Running& running = *at;
     const auto to_read = static_cast<int64_t>(running.to_read() - running.read);
     if (running.generates() || to_read == 0) continue;
-    int64_t count = std::min({to_read, std::max<int64_t>(left, 0), engine_.max_item_tokens()});
+    int64_t count = std::min(
+        {to_read, std::max<int64_t>(left, 0), engine_.max_item_tokens(), running.most_tokens});
     if (count < to_read) count = count / exec_block * exec_block;
     if (count == 0) {
       if (!readers.empty()) continue;
@@ -106,10 +107,7 @@ absl::Status Scheduler::Step(const std::atomic<bool>* cancel) {
   for (const StepItem& item : items_) {
     if (item.status.ok()) rows += static_cast<int64_t>(item.tokens.size());
   }
-  // If nobody gets on, nobody gives memory back: then the last to come must.
-  if (rows == 0 && std::all_of(items_.begin(), items_.end(), waits)) {
-    Finish(*item_running_.back(), items_.back().status);
-  }
+  if (std::all_of(items_.begin(), items_.end(), waits)) GiveWay();
   for (size_t i = 0; i < items_.size(); ++i) {
     if (waits(items_[i])) continue;
     Take(*item_running_[i], items_[i],
@@ -117,6 +115,24 @@ absl::Status Scheduler::Step(const std::atomic<bool>* cancel) {
   }
   running_.remove_if([](const Running& running) { return running.done; });
   return absl::OkStatus();
+}
+
+// Nobody gets on, so nobody will give memory back. Half of a piece may fit; else the last to come
+// must end.
+void Scheduler::GiveWay() {
+  const int64_t exec_block = engine_.attention().exec_block;
+  bool smaller = false;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const auto tokens = static_cast<int64_t>(items_[i].tokens.size());
+    if (tokens <= exec_block) continue;
+    item_running_[i]->most_tokens = std::max(tokens / 2 / exec_block, int64_t{1}) * exec_block;
+    smaller = true;
+  }
+  if (smaller) return;
+  const auto last =
+      std::max_element(item_running_.begin(), item_running_.end(),
+                       [](const Running* a, const Running* b) { return a->added < b->added; });
+  Finish(**last, items_[static_cast<size_t>(last - item_running_.begin())].status);
 }
 
 // What a step has brought to a request.

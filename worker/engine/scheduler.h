@@ -77,8 +77,9 @@ class Scheduler {
     Draws draws;
     double draw;  // decides the next token
     double added;
-    size_t read = 0;          // of request.tokens
-    int32_t last_token = -1;  // generated, not yet in the sequence
+    size_t read = 0;                  // of request.tokens
+    int64_t most_tokens = INT64_MAX;  // at a time: more did not fit in KV memory
+    int32_t last_token = -1;          // generated, not yet in the sequence
     std::vector<int32_t> targets;
     bool done = false;
 
@@ -88,6 +89,7 @@ class Scheduler {
   };
 
   void Plan();
+  void GiveWay();
   void Take(Running& running, const StepItem& item, double seconds);
   void Finish(Running& running, absl::Status status);
 

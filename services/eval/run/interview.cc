@@ -91,7 +91,7 @@ class Interview {
   // read at a time, which takes no longer than all at once, while earlier ones are asked.
   void Queue(bool reads, Work work) { waiting_.push_front({reads, std::move(work)}); }
   void StartWaiting() {
-    while (status_.ok() && !waiting_.empty() && running_ < runtime_.max_sequences &&
+    while (status_.ok() && !waiting_.empty() && !no_room_ && running_ < runtime_.max_sequences &&
            !(waiting_.front().reads && reading_)) {
       const Work work = std::move(waiting_.front().work);
       waiting_.pop_front();
@@ -127,7 +127,7 @@ class Interview {
          .on_done =
              [this, &node, sequence = *sequence](const worker::Outcome& outcome) mutable {
                --running_;
-               reading_ = false;
+               no_room_ = reading_ = false;
                unclaimed_.tokens_read += node.end - node.begin;
                unclaimed_.seconds += outcome.read_seconds;
                status_.Update(outcome.status.ok() ? HaveRead(node, std::move(sequence))
@@ -182,6 +182,14 @@ class Interview {
     AnswerInMaking& making = answers_[index].of_question[i];
     const int64_t text_tokens = runtime_.engine->position(text.id());
     absl::StatusOr<SequenceId> fork = runtime_.engine->Fork(text.id());
+    if (absl::IsResourceExhausted(fork.status()) && running_ > 0) {
+      no_room_ = true;  // until a sequence ends
+      Queue(false, [this, index, i, text,
+                    again = std::vector<TokenRange>(passages.begin(), passages.end())]() mutable {
+        return AskQuestion(index, i, again, std::move(text));
+      });
+      return absl::OkStatus();
+    }
     if (!fork.ok()) return GiveUp(index, fork.status());
     const SharedSequence sequence(*runtime_.engine, *fork);
     std::vector<int32_t> ids =
@@ -207,6 +215,7 @@ class Interview {
                     .on_done =
                         [this, index, i, sequence](const worker::Outcome& outcome) {
                           --running_;
+                          no_room_ = false;
                           status_.Update(outcome.status.ok()
                                              ? HaveAnswer(index, i, sequence.id(), outcome)
                                              : GiveUp(index, outcome.status));
@@ -277,6 +286,7 @@ class Interview {
   std::deque<Waiting> waiting_;
   int64_t running_ = 0;  // sequences that read or answer
   bool reading_ = false;
+  bool no_room_ = false;  // for another fork, while sequences run
   int64_t done_ = 0, total_ = 0;
   Reading unclaimed_;  // since a sample's text ended
   absl::Status status_;
