@@ -138,11 +138,16 @@ double Bf16PeakFlops(ThreadPool& pool, Isa isa) {
 double ReadBandwidth(ThreadPool& pool) {
   static std::map<int, double> measured;
   double& best = measured[pool.threads()];
-  if (best > 0) return best;
+  if (best == 0) best = ReadBandwidthNow(pool, kTries);
+  return best;
+}
+
+double ReadBandwidthNow(ThreadPool& pool, int tries) {
   constexpr int64_t kWords = int64_t{32} << 20;  // 256 MiB, far larger than the caches
   constexpr int64_t kGrain = 128 << 10;
-  std::vector<uint64_t> data(kWords, 1);
-  for (int i = 0; i < kTries; ++i) {
+  static const std::vector<uint64_t> data(kWords, 1);
+  double best = 0;
+  for (int i = 0; i < tries; ++i) {
     std::atomic<uint64_t> sink = 0;
     const auto start = std::chrono::steady_clock::now();
     pool.ParallelFor(kWords, kGrain, [&](int64_t begin, int64_t end, int) {
