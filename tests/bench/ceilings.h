@@ -1,6 +1,7 @@
 // What this machine can do at best, measured in the same run as what we make of it.
 #pragma once
 
+#include "absl/functional/function_ref.h"
 #include "kernels/core/thread_pool.h"
 #include "kernels/cpu/isa.h"
 
@@ -18,6 +19,6 @@ double Bf16PeakFlops(kernels::ThreadPool& pool, kernels::Isa isa);
 double ReadBandwidth(kernels::ThreadPool& pool);
 // Measured now, the best of so many tries: other tenants may take half of it at one time and none
 // at another.
-double ReadBandwidthNow(kernels::ThreadPool& pool, int tries);
+double ReadBandwidthNow(kernels::ThreadPool& pool, int tries, absl::FunctionRef<double()> clock);
 
 }  // namespace infllm::bench

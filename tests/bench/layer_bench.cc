@@ -49,6 +49,7 @@ struct Flags {
   std::vector<int> thread_counts = {1, ThreadPool::DefaultThreads()};
   std::vector<int64_t> rows = {512, 1};
   int steps = 12;
+  bool processor_time = false;
   bool json = false;
 };
 
@@ -66,7 +67,7 @@ class LayerBench {
         directory_(directory),
         pool_(threads),
         cpu_(kernels::NewCpuBackend(pool_)),
-        backend_(*cpu_) {}
+        backend_(*cpu_, threads, flags.processor_time) {}
 
   absl::Status Run(nlohmann::ordered_json& out) {
     INFLLM_ASSIGN_OR_RETURN(model_,
@@ -133,9 +134,11 @@ class LayerBench {
                             kernels::Backend::kMainStream);
     // The window holds what the arena's memory held, zeros; a few steps write some of it.
     BestStep best;
-    double flops = 0, bandwidth = 0, best_wall = 1e9;
+    double bandwidth = 0, best_wall = 1e9;
     for (int step = 0; step < flags_.steps; ++step) {
-      if (step % 4 == 0) bandwidth = std::max(bandwidth, ReadBandwidthNow(pool_, 4));
+      if (step % 4 == 0)
+        bandwidth =
+            std::max(bandwidth, ReadBandwidthNow(pool_, 4, [&] { return backend_.Clock(); }));
       const double start = Now();
       backend_.BeginStep();
       INFLLM_RETURN_IF_ERROR(Step(*policy, decoder, *state, rows));
@@ -143,7 +146,9 @@ class LayerBench {
       best_wall = std::min(best_wall, Now() - start);
       if (step > 0) best.Take(log);  // the first one touches memory for the first time
     }
-    flops = Bf16PeakFlops(pool_, kernels::SupportedIsas().back());
+    ThreadPool one_thread(1);  // the peak of many at once needs a machine without other work
+    const double flops =
+        pool_.threads() * Bf16PeakFlops(one_thread, kernels::SupportedIsas().back());
 
     const Work& work = best.work();
     const double stored = static_cast<double>(rows) / static_cast<double>(options.block_tokens) *
@@ -215,6 +220,8 @@ int Main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--rows", flags.rows, "tokens of a step")->delimiter(',')->capture_default_str();
   app.add_option("--steps", flags.steps, "of each kind")->capture_default_str();
+  app.add_flag("--processor-time", flags.processor_time,
+               "count processor time, by threads: for a machine with other work");
   app.add_flag("--json", flags.json, "print JSON");
   AddMethodFlags(app, flags.attention);
   CLI11_PARSE(app, argc, argv);

@@ -1,26 +1,15 @@
 // The options of the attention policies as flags of a benchmark.
 #pragma once
 
-#include <CLI/CLI.hpp>
-#include <string>
+#include "worker/attention/attention_options.h"
 
-#include "worker/attention/option_table.h"
+namespace CLI {
+class App;
+}
 
 namespace infllm::bench {
 
 // `options` holds the defaults, and must outlive `app`.
-inline void AddMethodFlags(CLI::App& app, worker::AttentionOptions& options) {
-  for (const worker::AttentionOption& option : worker::OptionTable()) {
-    app.add_option_function<std::string>(
-           "--" + std::string(option.name),
-           [&option, &options](const std::string& text) {
-             const absl::Status status = worker::SetOption(option, text, options);
-             if (!status.ok()) throw CLI::ValidationError(std::string(status.message()));
-           },
-           std::string(option.help))
-        ->default_str(worker::ValueText(option, options))
-        ->group("Method");
-  }
-}
+void AddMethodFlags(CLI::App& app, worker::AttentionOptions& options);
 
 }  // namespace infllm::bench

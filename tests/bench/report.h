@@ -1,13 +1,9 @@
 // What a benchmark has found, as a table or as JSON.
 #pragma once
 
-#include <cstdio>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
-
-#include "absl/strings/str_format.h"
 
 namespace infllm::bench {
 
@@ -17,22 +13,7 @@ class Report {
   void Add(std::string what, double value, std::string unit, std::string wanted = "") {
     rows_.push_back({std::move(what), value, std::move(unit), std::move(wanted)});
   }
-  void Print(bool json) const {
-    if (json) {
-      auto out = nlohmann::ordered_json::array();
-      for (const Row& row : rows_) {
-        out.push_back({{"what", row.what}, {"value", row.value}, {"unit", row.unit}});
-        if (!row.wanted.empty()) out.back()["wanted"] = row.wanted;
-      }
-      absl::PrintF("%s\n", out.dump(1));
-      return;
-    }
-    absl::PrintF("| what | value | unit | wanted |\n|---|--:|---|--:|\n");
-    for (const Row& row : rows_) {
-      absl::PrintF("| %s | %.4g | %s | %s |\n", row.what, row.value, row.unit, row.wanted);
-    }
-    std::fflush(stdout);
-  }
+  void Print(bool json) const;
 
  private:
   struct Row {

@@ -1,6 +1,8 @@
 // A backend on the host that tells where the time of a step goes.
 #pragma once
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -18,6 +20,13 @@ namespace infllm::bench {
 
 inline double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Processor time of all threads of this process.
+inline double ProcessorSeconds() {
+  timespec time;
+  INFLLM_CHECK(::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time) == 0);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
 enum class Phase : uint8_t {
@@ -38,8 +47,7 @@ struct Work {
   double select_bytes = 0;  // of representatives, once for items that share them
 };
 
-// The operations of one step in their order, and what the host did before each; last what it did
-// after them.
+// The operations of one step in their order, and what the host did before each and after the last.
 struct StepLog {
   struct Entry {
     Phase phase;
@@ -47,7 +55,6 @@ struct StepLog {
   };
   std::vector<Entry> entries;
   Work work;
-  double last = 0;  // when the last entry ended
 };
 
 // The best time of each entry over several steps of the same operations. Another tenant of the
@@ -88,17 +95,23 @@ class BestStep {
 // Operations of one step at a time: not thread-safe.
 class TimedBackend final : public kernels::Backend {
  public:
-  // `backend` must outlive the object.
-  explicit TimedBackend(kernels::Backend& backend) : backend_(backend) {}
+  // `backend` must outlive the object. With processor_time an operation is said to take the
+  // processor time of all threads by their number, as it would if nobody else used the machine and
+  // all had the same to do; the host alone takes all of it. For machines that other work shares.
+  TimedBackend(kernels::Backend& backend, int threads, bool processor_time)
+      : backend_(backend), threads_(threads), processor_time_(processor_time) {}
+
+  // Seconds, as those of an operation are counted.
+  double Clock() const { return processor_time_ ? ProcessorSeconds() / threads_ : Now(); }
 
   void BeginStep() {
     log_.entries.clear();
     log_.work = {};
-    log_.last = Now();
+    last_ = Clock();
   }
   // Valid until the next step begins.
   const StepLog& EndStep() {
-    log_.entries.push_back({Phase::kHost, Now() - log_.last});
+    log_.entries.push_back({Phase::kHost, HostSeconds(Clock() - last_)});
     return log_;
   }
 
@@ -141,13 +154,16 @@ class TimedBackend final : public kernels::Backend {
  private:
   template <typename Op>
   absl::Status Timed(Phase phase, Op op) {
-    const double start = Now();
+    const double start = Clock();
     absl::Status status = op();
-    const double end = Now();
-    log_.entries.push_back({Phase::kHost, start - log_.last});
+    const double end = Clock();
+    log_.entries.push_back({Phase::kHost, HostSeconds(start - last_)});
     log_.entries.push_back({phase, end - start});
-    log_.last = end;
+    last_ = end;
     return status;
+  }
+  double HostSeconds(double seconds) const {
+    return processor_time_ ? seconds * threads_ : seconds;
   }
 
   // The phase of an operation; also counts its work.
@@ -207,7 +223,10 @@ class TimedBackend final : public kernels::Backend {
   Phase PhaseOf(const kernels::RepresentativesArgs&) { return Phase::kPublish; }
 
   kernels::Backend& backend_;
+  const int threads_;
+  const bool processor_time_;
   StepLog log_;
+  double last_ = 0;  // when the last entry ended
 };
 
 }  // namespace infllm::bench
