@@ -138,13 +138,21 @@ double Bf16PeakFlops(ThreadPool& pool, Isa isa) {
 double ReadBandwidth(ThreadPool& pool) {
   static std::map<int, double> measured;
   double& best = measured[pool.threads()];
-  if (best > 0) return best;
+  if (best == 0) {
+    best = ReadBandwidthNow(
+        pool, kTries, [] { return Seconds(std::chrono::steady_clock::now().time_since_epoch()); });
+  }
+  return best;
+}
+
+double ReadBandwidthNow(ThreadPool& pool, int tries, absl::FunctionRef<double()> clock) {
   constexpr int64_t kWords = int64_t{32} << 20;  // 256 MiB, far larger than the caches
   constexpr int64_t kGrain = 128 << 10;
-  std::vector<uint64_t> data(kWords, 1);
-  for (int i = 0; i < kTries; ++i) {
+  static const std::vector<uint64_t> data(kWords, 1);
+  double best = 0;
+  for (int i = 0; i < tries; ++i) {
     std::atomic<uint64_t> sink = 0;
-    const auto start = std::chrono::steady_clock::now();
+    const double start = clock();
     pool.ParallelFor(kWords, kGrain, [&](int64_t begin, int64_t end, int) {
       typedef uint64_t Vec __attribute__((vector_size(64), aligned(8)));
       Vec sums[4] = {};
@@ -156,8 +164,7 @@ double ReadBandwidth(ThreadPool& pool) {
       const Vec sum = sums[0] + sums[1] + sums[2] + sums[3];
       sink += sum[0] + sum[7];
     });
-    const double seconds = Seconds(std::chrono::steady_clock::now() - start);
-    best = std::max(best, 8.0 * kWords / seconds);
+    best = std::max(best, 8.0 * kWords / (clock() - start));
   }
   return best;
 }

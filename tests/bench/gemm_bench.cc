@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -21,13 +20,7 @@
 
 #include "kernels/backend.h"
 #include "tests/bench/ceilings.h"
-
-#ifdef INFLLM_HAVE_ONEDNN
-#include <omp.h>
-
-#include <dnnl.hpp>
-#include <unordered_map>
-#endif
+#include "tests/bench/onednn.h"
 
 namespace infllm::bench {
 namespace {
@@ -84,40 +77,6 @@ struct Shape {
   int64_t in, out;
 };
 
-#ifdef INFLLM_HAVE_ONEDNN
-class OneDnn {
- public:
-  OneDnn(int64_t rows, Shape shape, DType dtype, int threads) : stream_(engine_) {
-    using dnnl::memory;
-    omp_set_num_threads(threads);
-    const auto type = dtype == DType::kF32 ? memory::data_type::f32 : memory::data_type::bf16;
-    const memory::desc x({rows, shape.in}, type, memory::format_tag::ab);
-    const memory::desc w({shape.in, shape.out}, type, memory::format_tag::any);
-    const memory::desc y({rows, shape.out}, memory::data_type::f32, memory::format_tag::ab);
-    const dnnl::matmul::primitive_desc plan(dnnl::matmul::desc(x, w, y), engine_);
-    matmul_ = dnnl::matmul(plan);
-    args_ = {{DNNL_ARG_SRC, Zeroed(x)},
-             {DNNL_ARG_WEIGHTS, Zeroed(plan.weights_desc())},
-             {DNNL_ARG_DST, Zeroed(y)}};
-  }
-  void operator()() {
-    matmul_.execute(stream_, args_);
-    stream_.wait();
-  }
-
- private:
-  dnnl::memory Zeroed(const dnnl::memory::desc& desc) {
-    dnnl::memory memory(desc, engine_);
-    std::memset(memory.get_data_handle(), 0, desc.get_size());
-    return memory;
-  }
-  dnnl::engine engine_{dnnl::engine::kind::cpu, 0};
-  dnnl::stream stream_;
-  dnnl::matmul matmul_;
-  std::unordered_map<int, dnnl::memory> args_;
-};
-#endif
-
 // Linear with the instructions of one set.
 class Ours {
  public:
@@ -159,7 +118,7 @@ void Linear(benchmark::State& state, DType dtype, int64_t rows, Shape shape, int
 
   std::vector<Contender> others;
 #ifdef INFLLM_HAVE_ONEDNN
-  OneDnn onednn(rows, shape, dtype, threads);
+  OneDnn onednn(rows, shape.in, shape.out, dtype, threads);
   others.push_back({"vs_onednn", std::ref(onednn)});
 #endif
   std::optional<Ours> without_amx;
