@@ -102,7 +102,7 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   command
       .add_option("--step-tokens", flags.step_tokens,
                   "tokens of one step, over all sequences: more read faster, fewer answer sooner")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->check(CLI::Range(int64_t{1}, int64_t{16384}))
       ->capture_default_str();
   command
       .add_option("--ram-bytes", flags.ram_bytes,

@@ -22,8 +22,8 @@ using kernels::PageEntry;
 constexpr int64_t kPageTokens = 128;
 // Beyond any position, yet safe to add to one.
 constexpr int64_t kUnbounded = std::numeric_limits<int64_t>::max() / 4;
-// Of policies that select nothing: far more than a step has.
-constexpr int64_t kMostPartTokens = int64_t{1} << 24;
+// Of policies that select nothing: an interruption waits for a layer of a step.
+constexpr int64_t kMostPartTokens = 4096;
 
 absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& arena) {
   return absl::ResourceExhaustedError(absl::StrCat(
@@ -32,16 +32,16 @@ absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& aren
       " are free: raise --kv-bytes, lower --step-tokens, or run fewer sequences at a time"));
 }
 
-// All blocks that a sequence may select in one step must have been published before it, and where
-// cached blocks are copies they must fit the cache. With mean-key and lru-s what one exec block
-// attends decides what stands for blocks, or is kept, when the next selects.
-int64_t MaxPartTokens(const AttentionOptions& options, bool in_place) {
+// All that a sequence selects in one step must have been published before it, and must fit the
+// cache all at once. With mean-key and lru-s what one exec block attends decides what is selected,
+// or kept, for the next.
+int64_t MaxPartTokens(const AttentionOptions& options) {
   if (options.policy != PolicyKind::kInfLlm) {
     return std::max<int64_t>(kMostPartTokens / options.exec_block, 1) * options.exec_block;
   }
   if (UsesMass(options) || options.cache_policy == CachePolicy::kLruS) return options.exec_block;
   int64_t exec_blocks = options.n_local / options.exec_block + 1;
-  if (!in_place && options.top_k > 0) {
+  if (options.top_k > 0) {
     exec_blocks = std::min(exec_blocks, std::max<int64_t>(options.cache_blocks / options.top_k, 1));
   }
   return exec_blocks * options.exec_block;
@@ -87,9 +87,8 @@ absl::StatusOr<std::unique_ptr<AttentionPolicy>> AttentionPolicy::New(
   // Every page with its mass, if it has one.
   const int64_t mass_bytes =
       UsesMass(options) ? model.q_heads * rules.page_tokens * int64_t{sizeof(float)} : 0;
-  const int64_t kv_bytes = static_cast<int64_t>(
-      static_cast<double>(environment.kv_bytes) * static_cast<double>(page.page_bytes()) /
-      static_cast<double>(page.page_bytes() + mass_bytes));
+  const int64_t kv_bytes =
+      environment.kv_bytes / (page.page_bytes() + mass_bytes) * page.page_bytes();
   INFLLM_ASSIGN_OR_RETURN(PageArena arena, PageArena::New(*environment.backend, page.page_bytes(),
                                                           model.layers, kv_bytes));
   std::unique_ptr<AttentionPolicy> policy(
@@ -116,7 +115,7 @@ AttentionPolicy::AttentionPolicy(const ModelConfig& model, const AttentionOption
       backend_(*environment.backend),
       stream_(environment.stream),
       arena_(std::move(arena)),
-      max_part_tokens_(MaxPartTokens(options, backend_.host_accessible())),
+      max_part_tokens_(MaxPartTokens(options)),
       plan_(backend_) {
   if (options.policy != PolicyKind::kInfLlm) return;
   retriever_ = std::make_unique<Retriever>(model_, options_, page_, backend_, stream_,
@@ -268,7 +267,7 @@ absl::Status AttentionPolicy::Plan(std::span<StepPart> parts) {
   INFLLM_RETURN_IF_ERROR(Reserve(backend_, q_bytes, q_near_));
   if (rules_.far_query_position >= 0) INFLLM_RETURN_IF_ERROR(Reserve(backend_, q_bytes, q_far_));
   INFLLM_RETURN_IF_ERROR(PlanRows());
-  if (retriever_ != nullptr) retriever_->Begin();
+  if (retriever_ != nullptr) retriever_->Begin(plan_);
   return PlanSpans();
 }
 

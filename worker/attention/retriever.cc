@@ -34,11 +34,13 @@ Retriever::Retriever(const ModelConfig& model, const AttentionOptions& options,
       arena_(arena),
       layers_(static_cast<size_t>(model.layers)) {}
 
-void Retriever::Begin() {
+void Retriever::Begin(const StepPlan& plan) {
   in_flight_.clear();
   // lru-s looks at the attention of each layer, and attention adds to the mass of mean-key: neither
   // can be done again.
-  optimistic_ = !backend_.host_accessible() && !remote_ && !missed_ &&
+  // And what reads on selects other blocks.
+  const bool decodes = plan.rows == static_cast<int64_t>(plan.blocks.size());
+  optimistic_ = !backend_.host_accessible() && !remote_ && !missed_ && decodes &&
                 options_.cache_policy == CachePolicy::kLru && !UsesMass(options_);
   for (OptimisticLayer& layer : layers_) {
     layer.selected.clear();
@@ -61,18 +63,36 @@ absl::Status Retriever::Retrieve(StepPlan& plan, int64_t layer, const float* q_f
     INFLLM_ASSIGN_OR_RETURN(selected.score, plan.scratch.Get<float>(count));
     selected_.push_back(selected);
   }
+  if (!remote_) RefreshViews(layer);
   if (selected_.empty()) return absl::OkStatus();
   INFLLM_RETURN_IF_ERROR(FindMeanQueries(plan, q_far));
-  if (!remote_) {
-    const absl::Status status = EnqueueTopK(plan, layer);
-    if (!absl::IsUnimplemented(status)) {
-      INFLLM_RETURN_IF_ERROR(status);
-      return optimistic_ ? EnqueueLookUp(plan, layer) : FetchMissing(plan, layer);
+  if (remote_) return SelectRemotely(plan, layer);
+  INFLLM_RETURN_IF_ERROR(EnqueueTopK(plan, layer));
+  return optimistic_ ? EnqueueLookUp(plan, layer) : FetchMissing(plan, layer);
+}
+
+// Looks anew at the index of each part that has published since. Finds out whether the store is
+// remote. A part whose index cannot be had fails, and its exec blocks go.
+void Retriever::RefreshViews(int64_t layer) {
+  for (const Selected& selected : selected_) {
+    StepPart& part = *selected.block->part;
+    FarMemory::Layer& memory = part.state->far->layers[static_cast<size_t>(layer)];
+    if (!part.status.ok() || memory.view.blocks >= selected.block->end_block) continue;
+    absl::StatusOr<memstore::IndexView> view =
+        store_.View(part.state->far->context, static_cast<int32_t>(layer));
+    if (absl::IsUnimplemented(view.status())) {
+      remote_ = true;
+      optimistic_ = false;
+      return;
     }
-    remote_ = true;
-    optimistic_ = false;
+    if (!view.ok()) {
+      part.status = view.status();
+      continue;
+    }
+    memory.view = *std::move(view);
+    INFLLM_CHECK(memory.view.blocks >= selected.block->end_block);
   }
-  return SelectRemotely(plan, layer);
+  std::erase_if(selected_, [](const Selected& s) { return !s.block->part->status.ok(); });
 }
 
 absl::Status Retriever::FindMeanQueries(StepPlan& plan, const float* q_far) {
@@ -95,19 +115,14 @@ absl::Status Retriever::FindMeanQueries(StepPlan& plan, const float* q_far) {
                                         .head_dim = model_.head_dim});
 }
 
-// UNIMPLEMENTED if the store is remote.
 absl::Status Retriever::EnqueueTopK(StepPlan& plan, int64_t layer) {
   const int64_t query_floats = model_.q_heads * model_.head_dim;
   chunks_.clear();
   chunk_begins_.clear();
   int64_t blocks = 0;
   for (const Selected& selected : selected_) {
-    FarMemory::Layer& memory = selected.block->part->state->far->layers[static_cast<size_t>(layer)];
-    if (memory.view.blocks < selected.block->end_block) {
-      INFLLM_ASSIGN_OR_RETURN(memory.view, store_.View(selected.block->part->state->far->context,
-                                                       static_cast<int32_t>(layer)));
-      INFLLM_CHECK(memory.view.blocks >= selected.block->end_block);
-    }
+    const FarMemory::Layer& memory =
+        selected.block->part->state->far->layers[static_cast<size_t>(layer)];
     chunk_begins_.push_back(chunks_.size());
     int64_t left = selected.block->end_block;
     for (size_t i = 0; left > 0; ++i) {

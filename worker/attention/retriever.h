@@ -30,7 +30,7 @@ class Retriever {
             memstore::MemoryStore& store, PageArena& arena);
 
   // Chooses how to retrieve in this step.
-  void Begin();
+  void Begin(const StepPlan& plan);
 
   // Enqueues (and perhaps waits for) the retrieval of a layer and writes it into the spans of the
   // plan: blocks, block_count and, of kLruS, block_mass. A part whose blocks cannot be had gets a
@@ -62,6 +62,7 @@ class Retriever {
   };
 
   absl::Status FindMeanQueries(StepPlan& plan, const float* q_far);
+  void RefreshViews(int64_t layer);
   absl::Status EnqueueTopK(StepPlan& plan, int64_t layer);
   absl::Status EnqueueLookUp(StepPlan& plan, int64_t layer);
   absl::Status FetchMissing(StepPlan& plan, int64_t layer);

@@ -174,6 +174,7 @@ absl::Status Engine::Run(const std::atomic<bool>* cancel) {
     INFLLM_RETURN_IF_ERROR(backend_.Synchronize(stream_));
   }
   policy_->End();
+  for (size_t i = 0; i < parts_.size(); ++i) part_items_[i]->status = parts_[i].status;
   ReadWanted();
   return absl::OkStatus();
 }
@@ -272,6 +273,7 @@ void Engine::ReadWanted() {
     for (size_t i = 0; i < wanted.rows.size(); ++i) {
       const WantedRow& want = wanted.rows[i];
       StepItem& item = *want.item;
+      if (!item.status.ok()) continue;
       if (want.token == 0) {
         item.scores.clear();
         item.logits.clear();

@@ -65,7 +65,9 @@ void Scheduler::Plan() {
     if (running.generates() || to_read == 0) continue;
     int64_t count = std::min(
         {to_read, std::max<int64_t>(left, 0), engine_.max_item_tokens(), running.most_tokens});
-    if (count < to_read) count = count / exec_block * exec_block;
+    // To the nearest: a few tokens of others should not cost a whole exec block.
+    if (count < to_read) count = (count + exec_block / 2) / exec_block * exec_block;
+    count = std::min({count, to_read, engine_.max_item_tokens()});
     if (count == 0) {
       if (!readers.empty()) continue;
       count = std::min(to_read, exec_block);  // or a small budget would never read anything

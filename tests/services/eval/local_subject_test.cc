@@ -125,8 +125,8 @@ TEST_P(LocalSubjectTest, PerplexityIsThatOfTheFirstTokens) {
                        NewEngine(model, SmallFlags(GetParam()), nullptr));
   ASSERT_OK_AND_ASSIGN(const worker::SequenceId sequence, runtime.engine->NewSequence());
   std::vector<double> expected;
-  for (size_t at = 0; at < ids.size(); at += 64) {
-    const size_t count = std::min<size_t>(64, ids.size() - at);
+  for (size_t at = 0; at < ids.size(); at += 32) {
+    const size_t count = std::min<size_t>(32, ids.size() - at);
     std::vector<int32_t> targets(
         ids.begin() + std::ptrdiff_t(at) + 1,
         ids.begin() + std::ptrdiff_t(std::min(at + count + 1, ids.size())));
@@ -201,9 +201,8 @@ TEST(LocalSubjectRoomTest, ATextThatTheStoreCannotHoldLeavesTheOthersToBeAsked) 
                                               /*cold=*/nullptr);
   ASSERT_OK_AND_ASSIGN(
       runtime.engine,
-      worker::Engine::New(
-          *model.model, *model.backend, *model.pool, runtime.store.get(),
-          {.attention = SmallFlags("infllm").attention, .kv_dtype = model.dtype}));
+      worker::Engine::New(*model.model, *model.backend, *model.pool, runtime.store.get(),
+                          {.attention = SmallFlags("infllm").attention, .kv_dtype = model.dtype}));
   const auto subject = NewLocalSubject(model, std::move(runtime), 0);
   const std::vector<Sample> samples = {
       Needle("long", 60, 60),
