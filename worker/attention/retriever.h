@@ -20,8 +20,8 @@ namespace infllm::worker {
 //  * Waiting: once a layer the host waits for the selection, fetches what is missing and goes on.
 //  * Optimistic: the device looks the blocks up among the cached ones, and nothing waits. If at the
 //    end of the step some were missing, the step is done again from the first such layer on,
-//    waiting. So it is used on devices only, after a step that missed nothing; not with lru-s and
-//    mean-key, whose layers cannot be done again.
+//    waiting. So it is used on devices only, for steps that only decode, after one that missed
+//    nothing; not with lru-s and mean-key, whose layers cannot be done again.
 class Retriever {
  public:
   // All must outlive the retriever.
