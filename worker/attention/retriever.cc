@@ -36,9 +36,8 @@ Retriever::Retriever(const ModelConfig& model, const AttentionOptions& options,
 
 void Retriever::Begin(const StepPlan& plan) {
   in_flight_.clear();
-  // lru-s looks at the attention of each layer, and attention adds to the mass of mean-key: neither
-  // can be done again.
-  // And what reads on selects other blocks.
+  // A step that reads selects blocks that no step before has. lru-s looks at the attention of each
+  // layer, and attention adds to the mass of mean-key: neither can be done again.
   const bool decodes = plan.rows == static_cast<int64_t>(plan.blocks.size());
   optimistic_ = !backend_.host_accessible() && !remote_ && !missed_ && decodes &&
                 options_.cache_policy == CachePolicy::kLru && !UsesMass(options_);

@@ -155,9 +155,10 @@ absl::Status Engine::Run(const std::atomic<bool>* cancel) {
   tokens_.clear();
   for (size_t i = 0; i < parts_.size(); ++i) {
     StepItem& item = *part_items_[i];
-    item.unchanged = !parts_[i].status.ok();
     item.status = parts_[i].status;
-    if (item.unchanged) continue;
+    // These are found before anything is done; a device may fail later.
+    item.unchanged = absl::IsResourceExhausted(item.status) || absl::IsInvalidArgument(item.status);
+    if (!item.status.ok()) continue;
     tokens_.insert(tokens_.end(), item.tokens.begin(), item.tokens.end());
   }
   if (tokens_.empty()) return absl::OkStatus();
@@ -200,7 +201,7 @@ absl::Status Engine::CollectWanted() {
   for (WantedRows& wanted : wanted_) wanted.rows.clear();
   for (size_t i = 0; i < parts_.size(); ++i) {
     StepItem& item = *part_items_[i];
-    if (item.unchanged || item.want == StepItem::Want::kNothing) continue;
+    if (!item.status.ok() || item.want == StepItem::Want::kNothing) continue;
     const int64_t tokens = parts_[i].tokens;
     const int64_t first = item.want == StepItem::Want::kSample ? tokens - 1 : 0;
     for (int64_t token = first; token < tokens; ++token) {
