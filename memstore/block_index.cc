@@ -1,7 +1,6 @@
 #include "memstore/block_index.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -106,7 +105,7 @@ absl::Status BlockIndex::AddChunk(int64_t wanted_blocks) {
 std::vector<std::byte> BlockIndex::Converted(std::span<const float> representatives) const {
   std::vector<std::byte> kept(representatives.size() * kernels::SizeOf(geometry_.dtype));
   if (geometry_.dtype == kernels::DType::kF32) {
-    std::memcpy(kept.data(), representatives.data(), kept.size());
+    std::ranges::copy(std::as_bytes(representatives), kept.begin());
   } else {
     std::transform(representatives.begin(), representatives.end(),
                    reinterpret_cast<uint16_t*>(kept.data()),
