@@ -15,58 +15,81 @@ namespace infllm::kernels {
 
 // Memory behind the tiles of one thread.
 struct TileMemory {
-  KeyTile tile;
+  KeyTile tiles[2];  // the one at hand and the next
   Scratch floats;
 };
 
-// Packs the key tiles of one query tile and KV head, in ascending order. What Read() returns is
-// valid until the next call.
+// Packs the key tiles [first, end) of one query tile and KV head, one after the other.
 class TileReader {
  public:
   // `runs` are those of the plan that `queries` is of.
   TileReader(const AttentionArgs& args, const AttentionSpan& span, const AttentionKernels& kernels,
-             const KeyRun* runs, const QueryTile& queries, int64_t kv_head, TileMemory& memory)
+             const KeyRun* runs, const QueryTile& queries, int64_t kv_head, int64_t first,
+             int64_t end, TileMemory& memory)
       : args_(args),
         span_(span),
         kernels_(kernels),
         queries_(queries),
         kv_head_(kv_head),
-        tile_(memory.tile),
+        runs_end_(runs + queries.runs_end),
+        end_(end),
+        next_(first),
+        tiles_(memory.tiles),
         run_(runs + queries.runs_begin),
-        end_(runs + queries.runs_end) {
-    const int64_t dim = args.page.head_dim;
-    tile_.transposed = memory.floats.Get<float>(kTileKeys * (dim + PaddedDim(dim)));
-    tile_.value_copy = tile_.transposed + kTileKeys * dim;
+        next_run_(run_) {
+    const int64_t floats = kTileKeys * PaddedDim(args.page.head_dim);
+    float* const packed = memory.floats.Get<float>(2 * floats);
+    for (KeyTile& tile : memory.tiles) {
+      tile.packed_keys = packed;
+      tile.packed_values = packed + floats;
+    }
+    FindNext();
   }
 
-  const KeyTile& Read(int64_t index) {
-    tile_.keys = 0;
-    tile_.all_visible = true;
-    tile_.bias = index >= queries_.blocks_begin ? args_.block_bias : 0.0f;
-    ForKeysOf(index, [&](const KeyRun& run, int64_t first, int32_t count, int32_t) {
-      AddKeys(run, first, count);
-    });
-    kernels_.pack(tile_, args_.page.head_dim, args_.page.dtype == DType::kBF16);
-    return tile_;
+  // The next tile, valid until the next call.
+  const KeyTile& Read() {
+    KeyTile& tile = tiles_[next_ % 2];
+    ++next_;
+    FindNext();
+    tile.next = next_ < end_ ? &tiles_[next_ % 2] : nullptr;
+    kernels_.pack(tile, args_.page.head_dim, args_.page.dtype == DType::kBF16);
+    return tile;
   }
 
   // body(run, first, count, at): the keys [first, first + count) of the run are those from `at` on
-  // of the tile. Tiles in ascending order.
+  // of the tile that was read last.
   template <typename Body>
-  void ForKeysOf(int64_t index, Body body) {
-    const int64_t number_end = (index + 1) * kTileKeys;
-    int64_t number = index * kTileKeys;
-    while (run_->number + run_->count <= number) ++run_;
-    for (const KeyRun* run = run_; run != end_ && run->number < number_end; ++run) {
+  void ForKeys(Body body) {
+    ForKeysOf(next_ - 1, run_, body);
+  }
+
+ private:
+  template <typename Body>
+  void ForKeysOf(int64_t tile, const KeyRun*& from, Body body) const {
+    const int64_t number_end = (tile + 1) * kTileKeys;
+    int64_t number = tile * kTileKeys;
+    while (from->number + from->count <= number) ++from;
+    for (const KeyRun* run = from; run != runs_end_ && run->number < number_end; ++run) {
       const int64_t count = std::min(run->number + run->count, number_end) - number;
       body(*run, number - run->number, static_cast<int32_t>(count),
-           static_cast<int32_t>(number - index * kTileKeys));
+           static_cast<int32_t>(number - tile * kTileKeys));
       number += count;
     }
   }
 
- private:
-  void AddKeys(const KeyRun& run, int64_t first, int32_t count) {
+  // Where the keys and values of tile next_ lie, and who sees them.
+  void FindNext() {
+    if (next_ >= end_) return;
+    KeyTile& tile = tiles_[next_ % 2];
+    tile.keys = 0;
+    tile.all_visible = true;
+    tile.bias = next_ >= queries_.blocks_begin ? args_.block_bias : 0.0f;
+    ForKeysOf(next_, next_run_, [&](const KeyRun& run, int64_t first, int32_t count, int32_t) {
+      AddKeys(run, first, count, tile);
+    });
+  }
+
+  void AddKeys(const KeyRun& run, int64_t first, int32_t count, KeyTile& tile) const {
     const PageShape& page = args_.page;
     const auto element = static_cast<int64_t>(SizeOf(page.dtype));
     const int64_t row_bytes = page.head_dim * element;
@@ -76,23 +99,23 @@ class TileReader {
     const int64_t key = rotated ? page.rotated_key(kv_head_, slot) : page.key(kv_head_, slot);
     const std::byte* k = run.page + key * element;
     const std::byte* v = run.page + page.value(kv_head_, slot) * element;
-    const int32_t at = tile_.keys;
+    const int32_t at = tile.keys;
     for (int32_t i = 0; i < count; ++i) {
-      tile_.k[at + i] = k + i * row_bytes;
-      tile_.v[at + i] = v + i * row_bytes;
+      tile.k[at + i] = k + i * row_bytes;
+      tile.v[at + i] = v + i * row_bytes;
     }
     if (run.all_visible) {
-      std::fill_n(tile_.first_token + at, count, 0);
-      std::fill_n(tile_.end_token + at, count, std::numeric_limits<int32_t>::max());
+      std::fill_n(tile.first_token + at, count, 0);
+      std::fill_n(tile.end_token + at, count, std::numeric_limits<int32_t>::max());
     } else {
-      tile_.all_visible = false;
+      tile.all_visible = false;
       for (int32_t i = 0; i < count; ++i) {
         const TokenRange range = VisibleTo(args_, span_, run.source, run.position + first + i);
-        tile_.first_token[at + i] = range.first;
-        tile_.end_token[at + i] = range.end;
+        tile.first_token[at + i] = range.first;
+        tile.end_token[at + i] = range.end;
       }
     }
-    tile_.keys += count;
+    tile.keys += count;
   }
 
   const AttentionArgs& args_;
@@ -100,9 +123,12 @@ class TileReader {
   const AttentionKernels& kernels_;
   const QueryTile& queries_;
   const int64_t kv_head_;
-  KeyTile& tile_;
-  const KeyRun* run_;
-  const KeyRun* const end_;
+  const KeyRun* const runs_end_;
+  const int64_t end_;
+  int64_t next_;
+  KeyTile* const tiles_;    // tile t is tiles_[t % 2]
+  const KeyRun* run_;       // that of the first key of the tile at hand, or one before
+  const KeyRun* next_run_;  // likewise, of the next
 };
 
 // The queries of a tile that read one KV head, as rows ordered by head, then token.
@@ -118,22 +144,14 @@ class QueryReader {
 
   int64_t rows() const { return queries_.tokens * heads_; }
   int64_t tokens() const { return queries_.tokens; }
-  // [padded to row blocks, head_dim]: how many floats Pack() writes.
-  int64_t packed_floats() const { return PaddedRows(rows()) * args_.page.head_dim; }
+  // How many floats Pack() may write.
+  int64_t packed_floats() const { return PaddedRows(rows()) * PaddedDim(args_.page.head_dim); }
 
   // As QueryRows::q. q: q_near or q_far.
-  void Pack(const void* q, float* packed) const {
-    const int64_t dim = args_.page.head_dim;
-    const int64_t padded = (rows() + kRowBlock - 1) / kRowBlock * kRowBlock;
-    for (int64_t r = 0; r < padded; ++r) {
-      float* out = packed + r / kRowBlock * dim * kRowBlock + r % kRowBlock;
-      if (r >= rows()) {
-        for (int64_t d = 0; d < dim; ++d) out[d * kRowBlock] = 0;
-        continue;
-      }
-      const float* row = static_cast<const float*>(q) + Offset(r);
-      for (int64_t d = 0; d < dim; ++d) out[d * kRowBlock] = row[d] * args_.scale;
-    }
+  void Pack(const AttentionKernels& kernels, const void* q, float* packed) const {
+    kernels.pack_queries({static_cast<const float*>(q) + Offset(0),
+                          args_.q_heads * args_.page.head_dim, heads_, queries_.tokens},
+                         args_.page.head_dim, args_.scale, packed);
   }
   // As QueryRows::token: room for PaddedRows(rows()).
   void Tokens(int32_t* token) const {

@@ -1,5 +1,6 @@
 #include "kernels/cpu/attention_simd.h"
 
+#include "kernels/cpu/attention_tile_simd.h"
 #include "kernels/cpu/simd.h"
 
 namespace infllm::kernels::INFLLM_ISA {
@@ -8,15 +9,24 @@ namespace {
 // Accumulators of a register tile: kRowBlock rows by kMaxVectors vectors, which leaves registers
 // for one row of the other operand (16 vector registers below AVX-512, 32 with it).
 constexpr int kMaxVectors = kLanes == 16 ? 4 : 2;
-constexpr int kTileVectors = kTileKeys / kLanes;
-constexpr float kNegInf = -__builtin_inff();
-
-int64_t Vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
-
-// A row that has seen no key has max -inf; e^(-inf - 0) is the zero that it needs.
-VecF FiniteMax(VecF max) { return max == Set(kNegInf) ? VecF{} : max; }
 
 // ---- Packing ----
+
+// [blocks, head_dim, kRowBlock], times the softmax scale; spare rows are zero.
+void PackQueries(const QuerySource& source, int64_t head_dim, float scale, float* packed) {
+  const int64_t rows = source.heads * source.tokens;
+  const int64_t padded = (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
+  for (int64_t r = 0; r < padded; ++r) {
+    float* out = packed + r / kRowBlock * head_dim * kRowBlock + r % kRowBlock;
+    if (r >= rows) {
+      for (int64_t d = 0; d < head_dim; ++d) out[d * kRowBlock] = 0;
+      continue;
+    }
+    const float* q =
+        source.q + r % source.tokens * source.token_stride + r / source.tokens * head_dim;
+    for (int64_t d = 0; d < head_dim; ++d) out[d * kRowBlock] = q[d] * scale;
+  }
+}
 
 // The first n (<= kLanes) elements of a row of keys or values; zero beyond.
 template <bool kBf16>
@@ -47,9 +57,10 @@ void PackKeys(const KeyTile& tile, int64_t head_dim) {
   for (int64_t key = 0; key < tile.keys; key += kLanes) {
     const int64_t present = tile.keys - key < kLanes ? tile.keys - key : kLanes;
     Touch(tile.k + key, present, head_dim * (kBf16 ? 2 : 4));
+    FetchNext(tile, key, kLanes, head_dim * (kBf16 ? 2 : 4));
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       const int width = static_cast<int>(head_dim - d < kLanes ? head_dim - d : kLanes);
-      float* out = tile.transposed + d * kTileKeys + key;
+      float* out = tile.packed_keys + d * kTileKeys + key;
       VecF rows[kLanes];
       if (present == kLanes && width == kLanes) {
 #pragma GCC unroll 16
@@ -86,37 +97,12 @@ void PackValues(KeyTile& tile, int64_t head_dim) {
       tile.values[i] = static_cast<const float*>(tile.v[i]);
       continue;
     }
-    float* row = tile.value_copy + i * stride;
+    float* row = tile.packed_values + i * stride;
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       const int width = static_cast<int>(head_dim - d < kLanes ? head_dim - d : kLanes);
       Store(row + d, LoadRow<kBf16>(tile.v[i], d, width));
     }
     tile.values[i] = row;
-  }
-}
-
-void PackMasks(KeyTile& tile) {
-  tile.masked = !tile.all_visible || tile.keys % kLanes != 0;
-  if (!tile.masked) return;
-  const int64_t vectors = Vectors(tile.keys);
-  for (int64_t i = tile.keys; i < vectors * kLanes; ++i) {  // no one sees the padding
-    tile.first_token[i] = INT32_MAX;
-    tile.end_token[i] = 0;
-  }
-  for (int64_t v = 0; v < vectors; ++v) {
-    int32_t some_first = INT32_MAX, some_end = 0, all_first = 0, all_end = INT32_MAX;
-    for (int i = 0; i < kLanes; ++i) {
-      const int32_t first = tile.first_token[v * kLanes + i];
-      const int32_t end = tile.end_token[v * kLanes + i];
-      some_first = first < some_first ? first : some_first;
-      some_end = end > some_end ? end : some_end;
-      all_first = first > all_first ? first : all_first;
-      all_end = end < all_end ? end : all_end;
-    }
-    tile.some_first[v] = some_first;
-    tile.some_end[v] = some_end;
-    tile.all_first[v] = all_first;
-    tile.all_end[v] = all_end;
   }
 }
 
@@ -157,58 +143,25 @@ inline void ScoreVectors(const float* q, const float* k, int64_t head_dim, float
   }
 }
 
-// The vectors of a tile that a block of rows sees at least a part of; p is zero outside.
-struct Span {
-  int64_t begin;
-  int64_t end;
-};
-
 // Masked scores of the rows from `row` on. Returns which vectors of p hold them.
 template <int M>
 inline Span Scores(const KeyTile& tile, const QueryRows& rows, int64_t row, float* p) {
-  Span span{0, Vectors(tile.keys)};
-  int32_t lowest = rows.token[row], highest = lowest;
-  if (tile.masked) {
-    for (int m = 1; m < M; ++m) {
-      const int32_t token = rows.token[row + m];
-      lowest = token < lowest ? token : lowest;
-      highest = token > highest ? token : highest;
-    }
-    const int64_t vectors = span.end;
-    const auto unseen = [&](int64_t v) {
-      return tile.some_first[v] > highest || tile.some_end[v] <= lowest;
-    };
-    while (span.begin < vectors && unseen(span.begin)) ++span.begin;
-    while (span.end > span.begin && unseen(span.end - 1)) --span.end;
-    for (int m = 0; m < M; ++m) {
-      for (int64_t v = 0; v < vectors; ++v) {
-        if (v < span.begin || v >= span.end) Store(p + m * kTileKeys + v * kLanes, VecF{});
-      }
-    }
+  const TokenSpan tokens = TokensOf(rows.token + row, M);
+  const Span span = SeenBy(tile, tokens);
+  for (int64_t v = 0; v < Vectors(tile.keys); ++v) {  // p is zero outside
+    if (v >= span.begin && v < span.end) continue;
+    for (int m = 0; m < M; ++m) Store(p + m * kTileKeys + v * kLanes, VecF{});
   }
 
   const float* q = rows.q + row * rows.head_dim;
   int64_t v = span.begin;
   for (; v + kMaxVectors <= span.end; v += kMaxVectors) {
-    ScoreVectors<M, kMaxVectors>(q, tile.transposed + v * kLanes, rows.head_dim, p + v * kLanes);
+    ScoreVectors<M, kMaxVectors>(q, tile.packed_keys + v * kLanes, rows.head_dim, p + v * kLanes);
   }
   for (; v < span.end; ++v) {
-    ScoreVectors<M, 1>(q, tile.transposed + v * kLanes, rows.head_dim, p + v * kLanes);
+    ScoreVectors<M, 1>(q, tile.packed_keys + v * kLanes, rows.head_dim, p + v * kLanes);
   }
-
-  if (tile.masked) {
-    for (v = span.begin; v < span.end; ++v) {
-      if (tile.all_first[v] <= lowest && tile.all_end[v] > highest) continue;
-      VecI first, end;
-      std::memcpy(&first, tile.first_token + v * kLanes, sizeof(first));
-      std::memcpy(&end, tile.end_token + v * kLanes, sizeof(end));
-      for (int m = 0; m < M; ++m) {
-        const VecI token = VecI{} + rows.token[row + m];
-        float* s = p + m * kTileKeys + v * kLanes;
-        Store(s, (first <= token) & (end > token) ? Load(s) : Set(kNegInf));
-      }
-    }
-  }
+  MaskScores(tile, rows.token + row, M, tokens, span, p);
   return span;
 }
 
@@ -414,7 +367,7 @@ void FoldMass(const float* p, const float* weight, int64_t rows, int64_t keys, f
 
 }  // namespace
 
-const AttentionKernels kAttentionKernels = {Pack,    Attend,  Rescore, RowTotals,
-                                            Rescale, Combine, FoldMass};
+const AttentionKernels kAttentionKernels = {PackQueries, Pack,    Attend,  Rescore,
+                                            RowTotals,   Rescale, Combine, FoldMass};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -6,6 +6,7 @@
 // met by all rows of the query tile in blocks of kRowBlock rows:
 //   scores (rows x keys)  ->  online softmax  ->  weighted sum of values,
 // so that keys lie in vector lanes for the first product and value dimensions for the second.
+// attention_amx.cc does the same for bf16 pages with tile registers.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,11 @@ namespace infllm::kernels {
 inline constexpr int kTileKeys = 128;
 inline constexpr int kRowBlock = 6;
 inline constexpr int kMaxLanes = 16;
+// Floats of scratch that AttentionKernels::attend needs.
+inline constexpr int kAttendScratch = 24 * kTileKeys;
 
-// Row arrays have room for this many rows, so that a vector may be read past the last of them.
+// Row arrays have room for this many rows, so that a vector or a block of up to kMaxLanes rows may
+// be read and written past the last of them.
 constexpr int64_t PaddedRows(int64_t rows) {
   return (rows + kRowBlock - 1) / kRowBlock * kRowBlock + kMaxLanes;
 }
@@ -32,13 +36,15 @@ struct KeyTile {
   const void* v[kTileKeys];  // likewise
   int32_t first_token[kTileKeys];
   int32_t end_token[kTileKeys];
-  float bias;         // added to the logits
-  float* transposed;  // [head_dim, kTileKeys]
-  float* value_copy;  // [kTileKeys, PaddedDim(head_dim)]
+  float bias;           // added to the logits
+  const KeyTile* next;  // the tile that is packed after this one, to be fetched meanwhile; or null
+  // Room for what pack() makes of keys and values: [kTileKeys, PaddedDim(head_dim)] each.
+  float* packed_keys;
+  float* packed_values;
 
   // Set by pack().
   bool masked;
-  const float* values[kTileKeys];  // rows readable up to a whole number of vectors
+  const float* values[kTileKeys];  // rows readable up to a whole number of vectors; not with AMX
   // Per vector of keys: who sees some of them, [some_first, some_end), and who sees all.
   int32_t some_first[kTileKeys / 4];
   int32_t some_end[kTileKeys / 4];
@@ -46,23 +52,34 @@ struct KeyTile {
   int32_t all_end[kTileKeys / 4];
 };
 
+// Queries where they lie: of some consecutive heads and tokens.
+struct QuerySource {
+  const float* q;        // of the first token and head; those of a token are side by side
+  int64_t token_stride;  // floats
+  int64_t heads;
+  int64_t tokens;
+};
+
 struct QueryRows {
   int64_t rows;
   int64_t head_dim;
-  const float* q;        // [blocks, head_dim, kRowBlock], times the softmax scale; spare rows zero
+  float scale;           // of the logits
+  const float* q;        // as pack_queries() leaves them
   const int32_t* token;  // [PaddedRows]
   // The state of the online softmax; before the first tile: zero, -inf, zero.
-  float* out;  // [rows, PaddedDim]: sum of e^(s - max) v
+  float* out;  // [PaddedRows, PaddedDim]: sum of e^(s - max) v
   float* max;  // [PaddedRows]
   float* sum;  // [rows, kMaxLanes]: sum of e^(s - max), spread over lanes
 };
 
 struct AttentionKernels {
-  // Transposes the keys, makes the values readable as whole vectors of floats, and derives masks.
+  // Packs [PaddedRows, PaddedDim(head_dim)] floats or fewer; rows are ordered by head, then token.
+  void (*pack_queries)(const QuerySource& source, int64_t head_dim, float scale, float* packed);
+  // Transposes the keys, makes the values readable as whole vectors, and derives masks.
   void (*pack)(KeyTile& tile, int64_t head_dim, bool bf16);
-  // Folds a packed tile into the rows. p is scratch of [kRowBlock, kTileKeys].
-  void (*attend)(const KeyTile& tile, const QueryRows& rows, float* p);
-  // p[rows, kTileKeys] = e^(s - max) for a given max.
+  // Folds a packed tile into the rows. scratch: kAttendScratch floats.
+  void (*attend)(const KeyTile& tile, const QueryRows& rows, float* scratch);
+  // p[PaddedRows, kTileKeys] = e^(s - max) for a given max.
   void (*rescore)(const KeyTile& tile, const QueryRows& rows, const float* max, float* p);
   // total[r] = sum of the lanes of sum[r].
   void (*row_totals)(const float* sum, int64_t rows, float* total);
@@ -87,5 +104,10 @@ extern const AttentionKernels kAttentionKernels;
 namespace avx512bf16 {
 extern const AttentionKernels kAttentionKernels;
 }
+namespace amx {
+// For bf16 pages: those of avx512bf16 with tile registers. Queries and the weights e^(s - max) that
+// values are multiplied with are rounded to bf16, sums are fp32.
+AttentionKernels Bf16Attention(const AttentionKernels& avx512bf16);
+}  // namespace amx
 
 }  // namespace infllm::kernels

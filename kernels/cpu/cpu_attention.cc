@@ -19,7 +19,14 @@ namespace {
 constexpr int64_t kInlineWork = 1 << 20;
 constexpr float kNegInf = -std::numeric_limits<float>::infinity();
 
-const AttentionKernels& KernelsFor(Isa isa) {
+#ifdef INFLLM_X86
+const AttentionKernels& AmxKernels() {
+  static const AttentionKernels kernels = amx::Bf16Attention(avx512bf16::kAttentionKernels);
+  return kernels;
+}
+#endif
+
+const AttentionKernels& KernelsFor(Isa isa, DType page_dtype) {
   switch (isa) {
 #ifdef INFLLM_X86
     case Isa::kAvx2:
@@ -27,8 +34,9 @@ const AttentionKernels& KernelsFor(Isa isa) {
     case Isa::kAvx512:
       return avx512::kAttentionKernels;
     case Isa::kAvx512Bf16:
-    case Isa::kAmx:  // differs in bf16 products only
       return avx512bf16::kAttentionKernels;
+    case Isa::kAmx:
+      return page_dtype == DType::kBF16 ? AmxKernels() : avx512bf16::kAttentionKernels;
 #endif
     default:
       INFLLM_CHECK(isa == Isa::kGeneric);
@@ -40,7 +48,7 @@ const AttentionKernels& KernelsFor(Isa isa) {
 // vector.
 struct StateLayout {
   StateLayout(int64_t max_rows, int64_t head_dim) {
-    max = Padded(max_rows * PaddedDim(head_dim));
+    max = PaddedRows(max_rows) * PaddedDim(head_dim);
     sum = max + Padded(PaddedRows(max_rows));
     total = sum + max_rows * kMaxLanes;
     size = total + Padded(PaddedRows(max_rows));
@@ -162,22 +170,22 @@ class AttentionCall {
     WorkerScratch& worker = ThisWorker();
     float* near = worker.queries.Get<float>(2 * reader.packed_floats());
     float* far = near + reader.packed_floats();
-    if (begin < queries.near_end) reader.Pack(args_.q_near, near);
-    if (end > queries.near_end) reader.Pack(args_.q_far, far);
+    if (begin < queries.near_end) reader.Pack(kernels_, args_.q_near, near);
+    if (end > queries.near_end) reader.Pack(kernels_, args_.q_far, far);
     auto* token = worker.tokens.Get<int32_t>(PaddedRows(reader.rows()));
     reader.Tokens(token);
     std::fill_n(state + layout.out, reader.rows() * PaddedDim(args_.page.head_dim), 0.0f);
     std::fill_n(state + layout.max, PaddedRows(span.max_rows), kNegInf);
     std::fill_n(state + layout.sum, reader.rows() * kMaxLanes, 0.0f);
 
-    QueryRows rows = {reader.rows(),      args_.page.head_dim, nullptr,           token,
-                      state + layout.out, state + layout.max,  state + layout.sum};
-    alignas(64) float scores[kRowBlock * kTileKeys];
-    TileReader tiles(args_, *span.span, kernels_, plan_.runs.data(), queries, unit.kv_head,
-                     worker.tiles);
+    QueryRows rows = {reader.rows(), args_.page.head_dim, args_.scale,        nullptr,
+                      token,         state + layout.out,  state + layout.max, state + layout.sum};
+    alignas(64) float scratch[kAttendScratch];
+    TileReader tiles(args_, *span.span, kernels_, plan_.runs.data(), queries, unit.kv_head, begin,
+                     end, worker.tiles);
     for (int64_t tile = begin; tile < end; ++tile) {
       rows.q = tile < queries.near_end ? near : far;
-      kernels_.attend(tiles.Read(tile), rows, scores);
+      kernels_.attend(tiles.Read(), rows, scratch);
     }
     kernels_.row_totals(rows.sum, rows.rows, state + layout.total);
   }
@@ -241,7 +249,7 @@ class AttentionCall {
 
 void CpuAttention(ThreadPool& pool, Isa isa, const AttentionArgs& args) {
   static thread_local CallScratch scratch;
-  AttentionCall(pool, KernelsFor(isa), args, scratch).Run();
+  AttentionCall(pool, KernelsFor(isa, args.page.dtype), args, scratch).Run();
   for (int64_t i = 0; i < args.span_count; ++i) {
     const AttentionSpan& span = args.spans[i];  // without queries: not in the plan
     if (span.rows == 0 && span.block_mass != nullptr) {

@@ -115,11 +115,11 @@ class MassCall {
     WorkerScratch& worker = ThisWorker();
     float* mass = worker.mass.Get<float>(heads * kTileKeys);
     TileReader tiles(args_, span, kernels_, mass_plan_.runs.data(), whole, unit.kv_head,
-                     worker.tiles);
+                     unit.first_tile, end, worker.tiles);
     for (int64_t tile = unit.first_tile; tile < end; ++tile) {
       std::fill_n(mass, heads * kTileKeys, 0.0f);
-      FoldTile(unit, tiles.Read(tile), tile < whole.near_end, mass);
-      tiles.ForKeysOf(tile, [&](const KeyRun& run, int64_t first, int32_t count, int32_t at) {
+      FoldTile(unit, tiles.Read(), tile < whole.near_end, mass);
+      tiles.ForKeys([&](const KeyRun& run, int64_t first, int32_t count, int32_t at) {
         if (run.source == KeySource::kNear) {
           AddToPage(span, run, first, count, mass + at, unit.kv_head);
           return;
@@ -142,11 +142,12 @@ class MassCall {
       const QueryReader reader(args_, *span.span, queries, unit.kv_head);
       float* packed = worker.queries.Get<float>(reader.packed_floats());
       auto* token = worker.tokens.Get<int32_t>(PaddedRows(reader.rows()));
-      float* p = worker.scores.Get<float>(reader.rows() * kTileKeys);
-      reader.Pack(near ? args_.q_near : args_.q_far, packed);
+      float* p = worker.scores.Get<float>(PaddedRows(reader.rows()) * kTileKeys);
+      reader.Pack(kernels_, near ? args_.q_near : args_.q_far, packed);
       reader.Tokens(token);
-      const QueryRows rows = {reader.rows(), args_.page.head_dim, packed, token, nullptr, nullptr,
-                              nullptr};
+      const QueryRows rows = {
+          reader.rows(), args_.page.head_dim, args_.scale, packed, token, nullptr, nullptr,
+          nullptr};
       kernels_.rescore(keys, rows, stats_.max(plan_, unit.span, t, unit.kv_head), p);
       const float* inverse = stats_.inverse(plan_, unit.span, t, unit.kv_head);
       const int64_t tokens = reader.tokens();

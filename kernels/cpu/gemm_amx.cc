@@ -7,16 +7,14 @@
 // flushed to zero.
 #include <cstdint>
 
+#include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/gemm_simd.h"
 #include "kernels/cpu/simd.h"
 
 namespace infllm::kernels::INFLLM_ISA {
 namespace {
 
-constexpr int kTileRows = 16;   // the hardware's
-constexpr int kTileWords = 16;  // 4 bytes each: as many as a row of a tile has
 constexpr int kPanelWidth = 2 * kLanes;
-constexpr int64_t kTileRowBytes = kTileWords * sizeof(float);
 constexpr int64_t kPanelRowBytes = kPanelWidth * sizeof(float);
 // Words of k per pass when several tiles meet a panel: those of the tiles of a block and of two
 // panels, one in use and one being fetched, stay in the second cache level.
@@ -26,49 +24,6 @@ constexpr int64_t kFetchAheadWords = 32;
 
 // Tile registers: 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights.
 constexpr int kX = 4, kW = 6;
-
-// In assembly since the intrinsics of GCC 12 neither say that a load reads memory nor take a
-// template's tile number.
-template <int kTile>
-inline void LoadTile(const void* p, int64_t row_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void StoreTile(void* p, int64_t row_bytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(row_bytes), "i"(kTile) : "memory");
-}
-template <int kTile>
-inline void ZeroTile() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
-}
-template <int kSum, int kRows, int kColumns>
-inline void Dot() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kRows), "i"(kColumns));
-}
-
-// The tile configuration of this thread while it lives. Given back at the end of each task, so
-// that a thread carries no tile state while it does other things.
-class TileConfiguration {
- public:
-  // Of sums and activations; weights have all rows.
-  explicit TileConfiguration(int64_t height) {
-    struct alignas(64) {
-      uint8_t palette = 1;
-      uint8_t start_row = 0;
-      uint8_t reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int tile = 0; tile < 8; ++tile) {
-      config.row_bytes[tile] = kTileRowBytes;
-      config.rows[tile] = static_cast<uint8_t>(tile < kW ? height : kTileRows);
-    }
-    asm volatile("ldtilecfg %0" ::"m"(config));
-  }
-  ~TileConfiguration() { asm volatile("tilerelease"); }
-  TileConfiguration(const TileConfiguration&) = delete;
-  TileConfiguration& operator=(const TileConfiguration&) = delete;
-};
 
 // [words / 16, height, 16]
 void PackRows(const float* src, int64_t stride, int64_t height, int64_t k, float* dst) {
@@ -212,7 +167,7 @@ void MultiplyBlock(const BlockArgs& args) {
 void Multiply(const GemmTask& task) {
   const int64_t tiles = TileCount(task.rows, kTileRows);
   const int64_t tile_height = (task.rows + tiles - 1) / tiles;  // some have a row less
-  const TileConfiguration configuration(tile_height);
+  const TileConfiguration configuration(tile_height, kW);
   const bool one_pair = task.end_tile - task.first_tile <= 2;
   const int64_t pass_words = one_pair ? task.words : kPassWords;
   const int64_t pairs = (task.end_tile - task.first_tile + 1) / 2;

@@ -53,6 +53,7 @@ struct AttentionShape {
   float block_bias = 0;
   float logit_scale = 1;  // on top of 1 / sqrt(head_dim)
   int64_t page_tokens = 200;
+  bool absolute_values = false;  // values without their signs
 };
 
 // What one call writes for one span.
@@ -75,6 +76,10 @@ class AttentionProblem {
       const std::vector<float> far = RandomNormal(span.rows * RowSize(), span.seed * 2 + 1);
       q_near.insert(q_near.end(), near.begin(), near.end());
       q_far.insert(q_far.end(), far.begin(), far.end());
+    }
+    if (shape.dtype == kernels::DType::kBF16) {  // as a model's that computes in bf16
+      for (float& q : q_near) q = static_cast<float>(kernels::BF16(q));
+      for (float& q : q_far) q = static_cast<float>(kernels::BF16(q));
     }
     q_near_ = std::make_unique<DeviceArray<float>>(backend, q_near);
     q_far_ = std::make_unique<DeviceArray<float>>(backend, q_far);
@@ -191,7 +196,9 @@ class AttentionProblem {
         for (int64_t h = 0; h < shape_.kv_heads; ++h) {
           for (int64_t d = 0; d < shape_.head_dim; ++d) {
             Put(page, base + page_.key(h, first + i) + d, uniform(random));
-            Put(page, base + page_.value(h, first + i) + d, uniform(random));
+            const float value = uniform(random);
+            Put(page, base + page_.value(h, first + i) + d,
+                shape_.absolute_values ? std::abs(value) : value);
             Put(page, base + page_.rotated_key(h, first + i) + d, uniform(random));
           }
         }
@@ -242,5 +249,22 @@ class AttentionProblem {
   std::unique_ptr<DeviceArray<float>> q_near_, q_far_, out_;
   std::unique_ptr<SharedArray<kernels::AttentionSpan>> list_;
 };
+
+// How far `out` may be off because the backend rounds the weights of the softmax to the 8 bits of
+// bf16: sum_j p[j] |v[j]| / 256, or zero where it does not.
+inline std::vector<float> RoundingOfWeights(const BackendUnderTest& backend, AttentionShape shape,
+                                            const SpanShape& span) {
+  const bool rounds = backend.rounds_attention_weights && shape.dtype == kernels::DType::kBF16;
+  if (!rounds) {
+    return std::vector<float>(static_cast<size_t>(span.rows * shape.q_heads * shape.head_dim));
+  }
+  const std::unique_ptr<Backend> reference = kernels::NewReferenceBackend();
+  shape.absolute_values = true;
+  AttentionProblem magnitude(*reference, shape, {span});
+  EXPECT_OK(magnitude.Run());
+  std::vector<float> bound = magnitude.result().out;
+  for (float& value : bound) value /= 256;
+  return bound;
+}
 
 }  // namespace infllm::testing

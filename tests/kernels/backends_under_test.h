@@ -38,6 +38,10 @@ struct BackendUnderTest {
   // Ops (names as in kernels/ops.h, and PackWeight) that it does not have yet. Their tests skip,
   // saying so; BackendContract checks that each returns UNIMPLEMENTED, and that no other op does.
   std::vector<std::string_view> missing;
+  // Attention over bf16 pages rounds queries and the weights of the softmax to bf16, as the
+  // products of tensor cores do. The suites' queries are exact in bf16; weights have a bound of
+  // their own.
+  bool rounds_attention_weights = false;
 };
 inline void PrintTo(const BackendUnderTest& backend, std::ostream* os) { *os << backend.name; }
 
@@ -57,7 +61,8 @@ inline std::vector<BackendUnderTest> BackendsUnderTest() {
            }
            return kernels::NewCpuBackend(pool, isa);
          },
-         {}});
+         {},
+         isa == kernels::Isa::kAmx});
   }
   all.push_back({"cuda",
                  [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
