@@ -21,6 +21,8 @@ constexpr int64_t kTileFloats = kTileRows * kTileWords;
 constexpr int64_t kStepDims = 2 * kTileWords;  // dimensions, or keys, of one word row
 constexpr int64_t kStepKeys = 2 * kTileRows;
 constexpr int64_t kWeightWords = kTileKeys / 2;  // of a row of weights in bf16
+// Rows of a query tile. Packing costs more than with vectors, beside products that cost less.
+constexpr int64_t kQueryTileRows = 256;
 constexpr float kLog2E = 1.44269504f;
 
 // Tile registers: 0 to 3 are sums, 4 the rows, 5 to 7 keys or values.
@@ -36,25 +38,30 @@ inline __m512i LoadHalves(const void* p, int64_t n) {
 
 // ---- Packing ----
 
-void PackQueries(const QuerySource& source, int64_t head_dim, float /*scale*/, float* packed) {
-  const int64_t rows = source.heads * source.tokens, steps = Steps(head_dim);
-  for (int64_t block = 0; block < rows; block += kTileRows) {
-    for (int64_t step = 0; step < steps; ++step) {
-      const int64_t left = head_dim - step * kStepDims;
-      const int low = static_cast<int>(left < kLanes ? left : kLanes);
-      const int high = static_cast<int>(left < kStepDims ? left - low : kLanes);
-      for (int64_t r = block; r < block + kTileRows; ++r, packed += kTileWords) {
-        if (r >= rows) {
-          Store(packed, VecF{});
-          continue;
-        }
-        const float* q = source.q + r % source.tokens * source.token_stride +
-                         r / source.tokens * head_dim + step * kStepDims;
-        const __m512 first = (__m512)LoadPartial(q, low);
-        const __m512 second = high > 0 ? (__m512)LoadPartial(q + low, high) : (__m512)VecF{};
-        Store(packed, (VecF)_mm512_cvtne2ps_pbh(second, first));
+void PackQueries(const QuerySource& source, int64_t head_dim, bool /*bf16_pages*/, float /*scale*/,
+                 float* packed) {
+  const int64_t steps = Steps(head_dim);
+  const int64_t block_floats = steps * kTileFloats;
+  const auto at = [&](int64_t row) {
+    return packed + row / kTileRows * block_floats + row % kTileRows * kTileWords;
+  };
+  int64_t row = 0;
+  for (int64_t head = 0; head < source.heads; ++head) {
+    for (int64_t token = 0; token < source.tokens; ++token, ++row) {
+      const float* q = source.q + token * source.token_stride + head * head_dim;
+      float* out = at(row);
+      for (int64_t d = 0; d < head_dim; d += kStepDims, out += kTileFloats) {
+        const int64_t left = head_dim - d;
+        const int low = static_cast<int>(left < kLanes ? left : kLanes);
+        const int high = static_cast<int>(left < kStepDims ? left - low : kLanes);
+        const __m512 first = (__m512)LoadPartial(q + d, low);
+        const __m512 second = high > 0 ? (__m512)LoadPartial(q + d + low, high) : (__m512)VecF{};
+        Store(out, (VecF)_mm512_cvtne2ps_pbh(second, first));
       }
     }
+  }
+  for (; row % kTileRows != 0; ++row) {
+    for (int64_t step = 0; step < steps; ++step) Store(at(row) + step * kTileFloats, VecF{});
   }
 }
 
@@ -115,7 +122,9 @@ void Pack(KeyTile& tile, int64_t head_dim, bool /*bf16*/) {
     PackKeys(tile, key, head_dim);
     if (key + kLanes < tile.keys) PackKeys(tile, key + kLanes, head_dim);
     PackValues(tile, key, head_dim);
-    FetchNext(tile, key, kStepKeys, head_dim * static_cast<int64_t>(sizeof(uint16_t)));
+    const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(uint16_t));
+    FetchNextKeys(tile, key, kStepKeys, row_bytes);
+    FetchNextValues(tile, key, kStepKeys, row_bytes);
   }
   PackMasks(tile);
 }
@@ -308,7 +317,7 @@ inline void ForRowBlocks(int64_t rows, const Body& body) {
   }
 }
 
-void Attend(const KeyTile& tile, const QueryRows& rows, float* scratch) {
+void Attend(const KeyTile& tile, const QueryRows& rows, bool /*bf16*/, float* scratch) {
   ForRowBlocks(rows.rows,
                [&](int64_t row, int64_t count) { AttendBlock(tile, rows, row, count, scratch); });
 }
@@ -332,9 +341,8 @@ void Rescore(const KeyTile& tile, const QueryRows& rows, const float* max, float
 
 AttentionKernels Bf16Attention(const AttentionKernels& avx512bf16) {
   AttentionKernels kernels = avx512bf16;
-  kernels.pack_queries = PackQueries;
-  kernels.pack = Pack;
-  kernels.attend = Attend;
+  kernels.tile_rows = kQueryTileRows;
+  kernels.packed = {PackQueries, Pack, Attend};
   kernels.rescore = Rescore;
   return kernels;
 }

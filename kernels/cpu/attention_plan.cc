@@ -6,9 +6,6 @@
 namespace infllm::kernels {
 namespace {
 
-// Rows of a query tile: enough to hide the transposition of a key tile (one part in rows / 8 of
-// the work), few enough that queries, sums and a key tile stay in the L2 cache.
-constexpr int64_t kTileRows = 96;
 constexpr int64_t kMinTilesPerSplit = 4;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -93,7 +90,7 @@ void AttentionPlan::AddSpan(const AttentionArgs& args, const AttentionSpan& span
   SpanPlan plan;
   plan.span = &span;
   plan.first_tile = static_cast<int64_t>(query_tiles.size());
-  const int64_t max_tokens = std::max<int64_t>(kTileRows / heads_per_kv, 1);
+  const int64_t max_tokens = std::max<int64_t>(tile_rows_ / heads_per_kv, 1);
   const int64_t tile_tokens = CeilDiv(span.rows, CeilDiv(span.rows, max_tokens));
   plan.tile_count = CeilDiv(span.rows, tile_tokens);
   plan.max_rows = tile_tokens * heads_per_kv;
@@ -122,20 +119,33 @@ void AttentionPlan::AddUnits(const AttentionArgs& args) {
     const int64_t cost_b = UnitCost(spans[static_cast<size_t>(b)]);
     return cost_a != cost_b ? cost_a > cost_b : a < b;
   });
-  for (const int32_t span : by_cost_) {
+  const auto add = [&](int32_t span, int32_t kv_head) {
     const SpanPlan& plan = spans[static_cast<size_t>(span)];
-    // The query tiles of a head follow each other: they read the same keys.
-    for (int32_t kv_head = 0; kv_head < args.page.kv_heads; ++kv_head) {
-      for (int32_t tile = 0; tile < plan.tile_count; ++tile) {
-        for (int32_t split = 0; split < plan.splits; ++split) {
-          units.push_back({span, tile, kv_head, split});
-        }
+    for (int32_t tile = 0; tile < plan.tile_count; ++tile) {
+      for (int32_t split = 0; split < plan.splits; ++split) {
+        units.push_back({span, tile, kv_head, split});
       }
+    }
+  };
+  // Units that may read the same keys follow each other: the query tiles of a KV head, and the
+  // forks of a sequence, which decode.
+  const auto decodes = [&](int32_t span) {
+    return spans[static_cast<size_t>(span)].tile_count == 1;
+  };
+  for (const int32_t span : by_cost_) {
+    for (int32_t kv_head = 0; kv_head < args.page.kv_heads && !decodes(span); ++kv_head) {
+      add(span, kv_head);
+    }
+  }
+  for (int32_t kv_head = 0; kv_head < args.page.kv_heads; ++kv_head) {
+    for (const int32_t span : by_cost_) {
+      if (decodes(span)) add(span, kv_head);
     }
   }
 }
 
-void AttentionPlan::Build(const AttentionArgs& args) {
+void AttentionPlan::Build(const AttentionArgs& args, int64_t tile_rows) {
+  tile_rows_ = tile_rows;
   runs.clear();
   query_tiles.clear();
   spans.clear();

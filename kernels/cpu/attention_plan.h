@@ -79,13 +79,14 @@ struct AttentionPlan {
   int64_t heads_per_kv = 0;
   int64_t work = 0;  // multiply-adds, roughly
 
-  // Positions and window must be below 2^62.
-  void Build(const AttentionArgs& args);
+  // Positions and window must be below 2^62. tile_rows: as in AttentionKernels.
+  void Build(const AttentionArgs& args, int64_t tile_rows);
 
  private:
   void AddSpan(const AttentionArgs& args, const AttentionSpan& span);
   void AddUnits(const AttentionArgs& args);
 
+  int64_t tile_rows_ = 0;
   std::vector<int32_t> by_cost_;
 };
 

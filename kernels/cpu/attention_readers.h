@@ -23,7 +23,7 @@ struct TileMemory {
 class TileReader {
  public:
   // `runs` are those of the plan that `queries` is of.
-  TileReader(const AttentionArgs& args, const AttentionSpan& span, const AttentionKernels& kernels,
+  TileReader(const AttentionArgs& args, const AttentionSpan& span, const TileKernels& kernels,
              const KeyRun* runs, const QueryTile& queries, int64_t kv_head, int64_t first,
              int64_t end, TileMemory& memory)
       : args_(args),
@@ -120,7 +120,7 @@ class TileReader {
 
   const AttentionArgs& args_;
   const AttentionSpan& span_;
-  const AttentionKernels& kernels_;
+  const TileKernels& kernels_;
   const QueryTile& queries_;
   const int64_t kv_head_;
   const KeyRun* const runs_end_;
@@ -148,10 +148,11 @@ class QueryReader {
   int64_t packed_floats() const { return PaddedRows(rows()) * PaddedDim(args_.page.head_dim); }
 
   // As QueryRows::q. q: q_near or q_far.
-  void Pack(const AttentionKernels& kernels, const void* q, float* packed) const {
+  void Pack(const TileKernels& kernels, const void* q, float* packed) const {
     kernels.pack_queries({static_cast<const float*>(q) + Offset(0),
                           args_.q_heads * args_.page.head_dim, heads_, queries_.tokens},
-                         args_.page.head_dim, args_.scale, packed);
+                         args_.page.head_dim, args_.page.dtype == DType::kBF16, args_.scale,
+                         packed);
   }
   // As QueryRows::token: room for PaddedRows(rows()).
   void Tokens(int32_t* token) const {

@@ -1,5 +1,6 @@
 #include "kernels/cpu/attention_simd.h"
 
+#include "kernels/cpu/attention_in_place_simd.h"
 #include "kernels/cpu/attention_tile_simd.h"
 #include "kernels/cpu/simd.h"
 
@@ -13,7 +14,8 @@ constexpr int kMaxVectors = kLanes == 16 ? 4 : 2;
 // ---- Packing ----
 
 // [blocks, head_dim, kRowBlock], times the softmax scale; spare rows are zero.
-void PackQueries(const QuerySource& source, int64_t head_dim, float scale, float* packed) {
+void PackQueries(const QuerySource& source, int64_t head_dim, bool /*bf16_pages*/, float scale,
+                 float* packed) {
   const int64_t rows = source.heads * source.tokens;
   const int64_t padded = (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
   for (int64_t r = 0; r < padded; ++r) {
@@ -57,7 +59,8 @@ void PackKeys(const KeyTile& tile, int64_t head_dim) {
   for (int64_t key = 0; key < tile.keys; key += kLanes) {
     const int64_t present = tile.keys - key < kLanes ? tile.keys - key : kLanes;
     Touch(tile.k + key, present, head_dim * (kBf16 ? 2 : 4));
-    FetchNext(tile, key, kLanes, head_dim * (kBf16 ? 2 : 4));
+    FetchNextKeys(tile, key, kLanes, head_dim * (kBf16 ? 2 : 4));
+    FetchNextValues(tile, key, kLanes, head_dim * (kBf16 ? 2 : 4));
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       const int width = static_cast<int>(head_dim - d < kLanes ? head_dim - d : kLanes);
       float* out = tile.packed_keys + d * kTileKeys + key;
@@ -165,49 +168,6 @@ inline Span Scores(const KeyTile& tile, const QueryRows& rows, int64_t row, floa
   return span;
 }
 
-// p = e^(p - max) in place; returns the sum over lanes of each.
-inline VecF Exponentials(float* p, float max, Span span) {
-  const VecF shift = Set(max);
-  VecF sum = {};
-  for (int64_t v = span.begin; v < span.end; ++v) {
-    const VecF e = Exp(Load(p + v * kLanes) - shift);
-    Store(p + v * kLanes, e);
-    sum += e;
-  }
-  return sum;
-}
-
-// Turns scores into e^(s + bias - max), and brings max and sum of the rows up to date. alpha[m] is
-// what the sums so far have to be multiplied with.
-template <int M>
-inline void Softmax(const QueryRows& rows, int64_t row, float* p, Span span, float bias,
-                    float* alpha) {
-  constexpr int kPadded = (kRowBlock + kLanes - 1) / kLanes * kLanes;
-  float shift[kPadded] = {};  // first the best score, then what is taken from the scores
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) {
-    VecF best = Set(kNegInf);
-    for (int64_t v = span.begin; v < span.end; ++v) {
-      best = Max(best, Load(p + m * kTileKeys + v * kLanes));
-    }
-    shift[m] = ReduceMax(best);
-  }
-  for (int i = 0; i < kPadded; i += kLanes) {
-    const VecF old = Load(rows.max + row + i);
-    const VecF updated = Max(old, Load(shift + i) + Set(bias));
-    const VecF max = FiniteMax(updated);
-    Store(alpha + i, Exp(old - max));
-    Store(shift + i, max - Set(bias));
-    const int here = M - i < kLanes ? M - i : kLanes;
-    if (here > 0) StorePartial(rows.max + row + i, updated, here);
-  }
-#pragma GCC unroll 6
-  for (int m = 0; m < M; ++m) {
-    float* sum = rows.sum + (row + m) * kMaxLanes;
-    Store(sum, Load(sum) * Set(alpha[m]) + Exponentials(p + m * kTileKeys, shift[m], span));
-  }
-}
-
 // out[m, n] = alpha[m] out[m, n] + sum over keys of p[m, key] v[key, n], N vectors of dimensions.
 template <int M, int N>
 inline void AddValueVectors(const float* const* values, int64_t offset, const float* p,
@@ -307,7 +267,7 @@ inline void ForRowBlocks(int64_t rows, const Body& body) {
   }
 }
 
-void Attend(const KeyTile& tile, const QueryRows& rows, float* p) {
+void Attend(const KeyTile& tile, const QueryRows& rows, bool /*bf16*/, float* p) {
   ForRowBlocks(rows.rows, [&]<int M>(int64_t row) { AttendBlock<M>(tile, rows, row, p); });
 }
 
@@ -365,9 +325,22 @@ void FoldMass(const float* p, const float* weight, int64_t rows, int64_t keys, f
   for (; v < vectors; ++v) FoldVectors<1>(p + v * kLanes, weight, rows, mass + v * kLanes);
 }
 
+// Rows of a query tile: enough to hide the transposition of a key tile (one part in rows / 8 of
+// the work), few enough that queries, sums and a key tile stay in the second cache level.
+constexpr int64_t kQueryTileRows = 96;
+
 }  // namespace
 
-const AttentionKernels kAttentionKernels = {PackQueries, Pack,    Attend,  Rescore,
-                                            RowTotals,   Rescale, Combine, FoldMass};
+const AttentionKernels kAttentionKernels = {
+    .tile_rows = kQueryTileRows,
+    .packed = {PackQueries, Pack, Attend},
+    .in_place = kInPlaceKernels,
+    .in_place_dims = 2 * kLanes,
+    .rescore = Rescore,
+    .row_totals = RowTotals,
+    .rescale = Rescale,
+    .combine = Combine,
+    .fold_mass = FoldMass,
+};
 
 }  // namespace infllm::kernels::INFLLM_ISA

@@ -72,13 +72,27 @@ struct QueryRows {
   float* sum;  // [rows, kMaxLanes]: sum of e^(s - max), spread over lanes
 };
 
-struct AttentionKernels {
+// How the rows of a query tile meet key tiles.
+struct TileKernels {
   // Packs [PaddedRows, PaddedDim(head_dim)] floats or fewer; rows are ordered by head, then token.
-  void (*pack_queries)(const QuerySource& source, int64_t head_dim, float scale, float* packed);
-  // Transposes the keys, makes the values readable as whole vectors, and derives masks.
+  void (*pack_queries)(const QuerySource& source, int64_t head_dim, bool bf16_pages, float scale,
+                       float* packed);
+  // Makes the tile ready for attend().
   void (*pack)(KeyTile& tile, int64_t head_dim, bool bf16);
   // Folds a packed tile into the rows. scratch: kAttendScratch floats.
-  void (*attend)(const KeyTile& tile, const QueryRows& rows, float* scratch);
+  void (*attend)(const KeyTile& tile, const QueryRows& rows, bool bf16, float* scratch);
+};
+
+// Query tiles of so few rows, as in decoding, read keys and values where they lie: packing them
+// costs more than it gains.
+inline constexpr int64_t kInPlaceRows = 4;
+
+struct AttentionKernels {
+  int64_t tile_rows;  // rows of a query tile, if the heads of a KV head are not more
+  TileKernels packed;
+  TileKernels in_place;   // of up to kInPlaceRows rows
+  int64_t in_place_dims;  // of which head_dim is a multiple then
+  // For tiles that `packed` has packed, as queries:
   // p[PaddedRows, kTileKeys] = e^(s - max) for a given max.
   void (*rescore)(const KeyTile& tile, const QueryRows& rows, const float* max, float* p);
   // total[r] = sum of the lanes of sum[r].

@@ -16,17 +16,24 @@ inline int64_t Vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
 // A row that has seen no key has max -inf; e^(-inf - 0) is the zero that it needs.
 inline VecF FiniteMax(VecF max) { return max == Set(kNegInf) ? VecF{} : max; }
 
-// Fetches keys [first, first + count) of the tile that comes next into the second cache level:
-// pages are too short for the hardware to follow.
-inline void FetchNext(const KeyTile& tile, int64_t first, int64_t count, int64_t row_bytes) {
-  if (tile.next == nullptr) return;
-  const int64_t end = first + count < tile.next->keys ? first + count : tile.next->keys;
-  for (int64_t key = first; key < end; ++key) {
+// Fetches rows [first, first + count) of keys or values, those of the tile that comes next, into
+// the second cache level: pages are too short for the hardware to follow.
+inline void Fetch(const void* const* rows, int64_t first, int64_t count, int64_t row_bytes) {
+  for (int64_t i = first; i < first + count; ++i) {
     for (int64_t at = 0; at < row_bytes; at += 64) {
-      __builtin_prefetch(static_cast<const char*>(tile.next->k[key]) + at, 0, 2);
-      __builtin_prefetch(static_cast<const char*>(tile.next->v[key]) + at, 0, 2);
+      __builtin_prefetch(static_cast<const char*>(rows[i]) + at, 0, 2);
     }
   }
+}
+inline void FetchNextKeys(const KeyTile& tile, int64_t first, int64_t count, int64_t row_bytes) {
+  if (tile.next == nullptr || first >= tile.next->keys) return;
+  Fetch(tile.next->k, first, count < tile.next->keys - first ? count : tile.next->keys - first,
+        row_bytes);
+}
+inline void FetchNextValues(const KeyTile& tile, int64_t first, int64_t count, int64_t row_bytes) {
+  if (tile.next == nullptr || first >= tile.next->keys) return;
+  Fetch(tile.next->v, first, count < tile.next->keys - first ? count : tile.next->keys - first,
+        row_bytes);
 }
 
 inline void PackMasks(KeyTile& tile) {
@@ -98,6 +105,49 @@ inline void MaskScores(const KeyTile& tile, const int32_t* token, int64_t rows, 
       float* scores = s + r * kTileKeys + v * kLanes;
       Store(scores, (first <= at) & (end > at) ? Load(scores) : Set(kNegInf));
     }
+  }
+}
+
+// p = e^(p - max) in place; returns the sum over lanes of each.
+inline VecF Exponentials(float* p, float max, Span span) {
+  const VecF shift = Set(max);
+  VecF sum = {};
+  for (int64_t v = span.begin; v < span.end; ++v) {
+    const VecF e = Exp(Load(p + v * kLanes) - shift);
+    Store(p + v * kLanes, e);
+    sum += e;
+  }
+  return sum;
+}
+
+// Turns scores into e^(s + bias - max), and brings max and sum of the rows up to date. alpha[m] is
+// what the sums so far have to be multiplied with.
+template <int M>
+inline void Softmax(const QueryRows& rows, int64_t row, float* p, Span span, float bias,
+                    float* alpha) {
+  constexpr int kPadded = (kRowBlock + kLanes - 1) / kLanes * kLanes;
+  float shift[kPadded] = {};  // first the best score, then what is taken from the scores
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+    VecF best = Set(kNegInf);
+    for (int64_t v = span.begin; v < span.end; ++v) {
+      best = Max(best, Load(p + m * kTileKeys + v * kLanes));
+    }
+    shift[m] = ReduceMax(best);
+  }
+  for (int i = 0; i < kPadded; i += kLanes) {
+    const VecF old = Load(rows.max + row + i);
+    const VecF updated = Max(old, Load(shift + i) + Set(bias));
+    const VecF max = FiniteMax(updated);
+    Store(alpha + i, Exp(old - max));
+    Store(shift + i, max - Set(bias));
+    const int here = M - i < kLanes ? M - i : kLanes;
+    if (here > 0) StorePartial(rows.max + row + i, updated, here);
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; ++m) {
+    float* sum = rows.sum + (row + m) * kMaxLanes;
+    Store(sum, Load(sum) * Set(alpha[m]) + Exponentials(p + m * kTileKeys, shift[m], span));
   }
 }
 

@@ -94,7 +94,7 @@ class AttentionCall {
         merges_(scratch.merges) {
     // Far beyond any position, and safe to add to one.
     args_.window = std::min(args.window, std::numeric_limits<int64_t>::max() / 4);
-    scratch.plan.Build(args_);
+    scratch.plan.Build(args_, kernels.tile_rows);
     stats_.Reset(args_, plan_);
     state_offset_.clear();
     merges_.clear();
@@ -140,6 +140,11 @@ class AttentionCall {
   StateLayout LayoutOf(const SpanPlan& span) const {
     return StateLayout(span.max_rows, args_.page.head_dim);
   }
+  const TileKernels& KernelsOf(const SpanPlan& span) const {
+    const bool in_place =
+        span.max_rows <= kInPlaceRows && args_.page.head_dim % kernels_.in_place_dims == 0;
+    return in_place ? kernels_.in_place : kernels_.packed;
+  }
   // Of all splits of a KV head.
   float* States(const AttentionUnit& unit) const {
     const SpanPlan& span = SpanOf(unit);
@@ -167,11 +172,12 @@ class AttentionCall {
     const int64_t begin = std::min(unit.split * span.tiles_per_split, queries.tiles);
     const int64_t end = std::min(begin + span.tiles_per_split, queries.tiles);
 
+    const TileKernels& kernels = KernelsOf(span);
     WorkerScratch& worker = ThisWorker();
     float* near = worker.queries.Get<float>(2 * reader.packed_floats());
     float* far = near + reader.packed_floats();
-    if (begin < queries.near_end) reader.Pack(kernels_, args_.q_near, near);
-    if (end > queries.near_end) reader.Pack(kernels_, args_.q_far, far);
+    if (begin < queries.near_end) reader.Pack(kernels, args_.q_near, near);
+    if (end > queries.near_end) reader.Pack(kernels, args_.q_far, far);
     auto* token = worker.tokens.Get<int32_t>(PaddedRows(reader.rows()));
     reader.Tokens(token);
     std::fill_n(state + layout.out, reader.rows() * PaddedDim(args_.page.head_dim), 0.0f);
@@ -181,11 +187,11 @@ class AttentionCall {
     QueryRows rows = {reader.rows(), args_.page.head_dim, args_.scale,        nullptr,
                       token,         state + layout.out,  state + layout.max, state + layout.sum};
     alignas(64) float scratch[kAttendScratch];
-    TileReader tiles(args_, *span.span, kernels_, plan_.runs.data(), queries, unit.kv_head, begin,
+    TileReader tiles(args_, *span.span, kernels, plan_.runs.data(), queries, unit.kv_head, begin,
                      end, worker.tiles);
     for (int64_t tile = begin; tile < end; ++tile) {
       rows.q = tile < queries.near_end ? near : far;
-      kernels_.attend(tiles.Read(), rows, scratch);
+      kernels.attend(tiles.Read(), rows, args_.page.dtype == DType::kBF16, scratch);
     }
     kernels_.row_totals(rows.sum, rows.rows, state + layout.total);
   }

@@ -114,7 +114,7 @@ class MassCall {
     const int64_t heads = plan_.heads_per_kv;
     WorkerScratch& worker = ThisWorker();
     float* mass = worker.mass.Get<float>(heads * kTileKeys);
-    TileReader tiles(args_, span, kernels_, mass_plan_.runs.data(), whole, unit.kv_head,
+    TileReader tiles(args_, span, kernels_.packed, mass_plan_.runs.data(), whole, unit.kv_head,
                      unit.first_tile, end, worker.tiles);
     for (int64_t tile = unit.first_tile; tile < end; ++tile) {
       std::fill_n(mass, heads * kTileKeys, 0.0f);
@@ -143,7 +143,7 @@ class MassCall {
       float* packed = worker.queries.Get<float>(reader.packed_floats());
       auto* token = worker.tokens.Get<int32_t>(PaddedRows(reader.rows()));
       float* p = worker.scores.Get<float>(PaddedRows(reader.rows()) * kTileKeys);
-      reader.Pack(kernels_, near ? args_.q_near : args_.q_far, packed);
+      reader.Pack(kernels_.packed, near ? args_.q_near : args_.q_far, packed);
       reader.Tokens(token);
       const QueryRows rows = {
           reader.rows(), args_.page.head_dim, args_.scale, packed, token, nullptr, nullptr,
