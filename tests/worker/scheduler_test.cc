@@ -266,6 +266,38 @@ TEST(SchedulerMemoryTest, APieceThatDoesNotFitIsReadInSmallerOnes) {
   EXPECT_EQ(out.tokens.size(), 3u);
 }
 
+TEST(SchedulerMemoryTest, PiecesGrowAgainOnceThereIsRoom) {
+  const AttentionOptions options = SmallEngineOptions(PolicyKind::kInfLlm);
+  int64_t page_bytes = 0;
+  {
+    EngineWorld world(options, kernels::DType::kF32, 1);
+    page_bytes = world.engine->kv_use().page_bytes;
+  }
+  // Beside another sequence there is room for small pieces only, until that one is dropped.
+  EngineWorld world(options, kernels::DType::kF32, 1, nullptr, 18 * page_bytes);
+  const int64_t whole = world.engine->max_item_tokens();
+  const SequenceId other = world.NewSequence();
+  Scheduler scheduler(*world.engine, {.step_tokens = whole});
+  Generated of_other, out;
+  scheduler.Add(Generate(other, RandomTokens(100, 17), 1, of_other));
+  ASSERT_OK(scheduler.Run());
+  std::vector<int64_t> reads;
+  Request request = Generate(world.NewSequence(), RandomTokens(1000, 16), 1, out);
+  request.on_read = [&](int64_t read) {
+    if (reads.size() == 4) world.engine->Drop(other);
+    reads.push_back(read);
+  };
+  scheduler.Add(std::move(request));
+  ASSERT_OK(scheduler.Run());
+  ASSERT_OK(out.outcome.status);
+  std::vector<int64_t> pieces = {reads[0]};
+  for (size_t i = 1; i < reads.size(); ++i) pieces.push_back(reads[i] - reads[i - 1]);
+  ASSERT_GT(pieces.size(), 5u);
+  // The first one finds the window empty.
+  EXPECT_LT(*std::max_element(pieces.begin() + 1, pieces.begin() + 5), whole);
+  EXPECT_EQ(*std::max_element(pieces.begin() + 5, pieces.end()), whole);
+}
+
 // While one sequence reads, another's tokens come a step apart: no longer than 1.5 times a step of
 // the whole budget. Time is counted in rows that go through the model.
 TEST(SchedulerFairnessTest, ReadingALongTextHoldsUpNobodysTokens) {

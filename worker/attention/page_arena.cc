@@ -49,12 +49,7 @@ void PageArena::GiveBack(PageNumber page) {
 
 absl::Status PageArena::Copy(kernels::Backend& backend, kernels::Stream stream, PageNumber from,
                              PageNumber to) const {
-  for (int64_t layer = 0; layer < layers_; ++layer) {
-    const int64_t offset = layer_offset(layer);
-    INFLLM_RETURN_IF_ERROR(backend.Copy(stream, address(to) + offset, address(from) + offset,
-                                        static_cast<size_t>(part_bytes_)));
-  }
-  return absl::OkStatus();
+  return backend.Copy(stream, address(to), address(from), static_cast<size_t>(page_bytes()));
 }
 
 }  // namespace infllm::worker

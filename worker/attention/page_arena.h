@@ -34,8 +34,8 @@ class PageArena {
   void GiveBack(PageNumber page);
 
   // The part of layer 0; that of another layer is layer_offset(layer) bytes behind it.
-  std::byte* address(PageNumber page) const { return memory_.data() + page * part_bytes_; }
-  int64_t layer_offset(int64_t layer) const { return layer * pages() * part_bytes_; }
+  std::byte* address(PageNumber page) const { return memory_.data() + page * page_bytes(); }
+  int64_t layer_offset(int64_t layer) const { return layer * part_bytes_; }
 
   // Enqueues the copy of all layers of a page.
   absl::Status Copy(kernels::Backend& backend, kernels::Stream stream, PageNumber from,
@@ -44,7 +44,7 @@ class PageArena {
  private:
   PageArena(kernels::Buffer memory, int64_t part_bytes, int64_t layers, int64_t pages);
 
-  kernels::Buffer memory_;  // [layers, pages, part_bytes]
+  kernels::Buffer memory_;  // [pages, layers, part_bytes]: pages in use lie close together
   int64_t part_bytes_;
   int64_t layers_;
   std::vector<int32_t> owners_;

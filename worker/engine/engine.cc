@@ -140,7 +140,7 @@ absl::Status Engine::Step(std::span<StepItem> items, const std::atomic<bool>* ca
                       .tokens = static_cast<int64_t>(item.tokens.size())});
     part_items_.push_back(&item);
   }
-  const absl::Status status = Run(cancel);
+  absl::Status status = Run(cancel);
   for (size_t i = 0; i < parts_.size(); ++i) {
     StepItem& item = *part_items_[i];
     if (!item.unchanged) item.status = status.ok() ? parts_[i].status : status;

@@ -143,6 +143,9 @@ void Scheduler::Take(Running& running, const StepItem& item, double seconds) {
   const Request& request = running.request;
   if (item.want != StepItem::Want::kSample) {
     running.read += item.tokens.size();
+    // There may be room again.
+    running.most_tokens =
+        running.most_tokens > kAnyTokens / 2 ? kAnyTokens : 2 * running.most_tokens;
     running.outcome.read_seconds += seconds;
     if (request.on_scores) request.on_scores(item.scores);
     if (request.on_read) request.on_read(static_cast<int64_t>(running.read));

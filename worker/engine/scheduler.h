@@ -69,6 +69,8 @@ class Scheduler {
   absl::Status Run(const std::atomic<bool>* cancel = nullptr);
 
  private:
+  static constexpr int64_t kAnyTokens = INT64_MAX;
+
   struct Running {
     Running(Request r, double now)
         : request(std::move(r)), draws(request.sampling.seed), draw(draws.Next()), added(now) {}
@@ -77,9 +79,9 @@ class Scheduler {
     Draws draws;
     double draw;  // decides the next token
     double added;
-    size_t read = 0;                  // of request.tokens
-    int64_t most_tokens = INT64_MAX;  // at a time: more did not fit in KV memory
-    int32_t last_token = -1;          // generated, not yet in the sequence
+    size_t read = 0;                   // of request.tokens
+    int64_t most_tokens = kAnyTokens;  // at a time: more did not fit in KV memory
+    int32_t last_token = -1;           // generated, not yet in the sequence
     std::vector<int32_t> targets;
     bool done = false;
 

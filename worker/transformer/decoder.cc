@@ -11,8 +11,7 @@ absl::Status Decoder::Reserve(int64_t rows, bool keep_inputs) {
   const auto reserve = [&](int64_t count, int64_t width, kernels::Buffer& buffer) {
     return worker::Reserve(backend_, static_cast<size_t>(count * width) * sizeof(float), buffer);
   };
-  const int64_t q_width = config_.q_heads * config_.head_dim;
-  const int64_t kv_width = config_.kv_heads * config_.head_dim;
+  const int64_t attended_width = config_.q_heads * config_.head_dim;
   const size_t embedded_bytes = static_cast<size_t>(rows * config_.hidden_size) * sizeof(float);
   if (embedded_.size_bytes() < embedded_bytes) {
     embedded_ = kernels::Buffer();
@@ -20,9 +19,8 @@ absl::Status Decoder::Reserve(int64_t rows, bool keep_inputs) {
   }
   INFLLM_RETURN_IF_ERROR(reserve(rows, config_.hidden_size, x_));
   INFLLM_RETURN_IF_ERROR(reserve(rows, config_.hidden_size, normed_));
-  INFLLM_RETURN_IF_ERROR(reserve(rows, q_width + 2 * kv_width, qkv_));
-  INFLLM_RETURN_IF_ERROR(reserve(rows, q_width, attended_));
-  INFLLM_RETURN_IF_ERROR(reserve(rows, 2 * config_.intermediate_size, gate_up_));
+  INFLLM_RETURN_IF_ERROR(
+      reserve(rows, std::max(qkv_width() + attended_width, 2 * config_.intermediate_size), wide_));
   INFLLM_RETURN_IF_ERROR(reserve(rows, config_.intermediate_size, gated_));
   if (keep_inputs) {
     INFLLM_RETURN_IF_ERROR(reserve(config_.layers * rows, config_.hidden_size, kept_));
@@ -55,23 +53,23 @@ absl::Status Decoder::RunLayer(int64_t layer, AttentionPolicy& policy, bool keep
                                       .width = config_.hidden_size,
                                       .eps = config_.rms_norm_eps});
   };
+  float* const qkv = wide_.as<float>();
+  float* const attended = qkv + rows_ * qkv_width();
+  float* const gate_up = wide_.as<float>();
   INFLLM_RETURN_IF_ERROR(norm(w.attention_norm));
   INFLLM_RETURN_IF_ERROR(backend_.Linear(stream_, {.x = normed_.data(),
                                                    .weight = w.qkv.packed,
                                                    .bias = w.qkv_bias.as<float>(),
-                                                   .y = qkv_.data(),
+                                                   .y = qkv,
                                                    .rows = rows_}));
-  INFLLM_RETURN_IF_ERROR(policy.Attend(layer, qkv_.as<float>(), attended_.as<float>()));
-  INFLLM_RETURN_IF_ERROR(backend_.Linear(stream_, {.x = attended_.data(),
-                                                   .weight = w.o.packed,
-                                                   .y = x_.data(),
-                                                   .rows = rows_,
-                                                   .accumulate = true}));
-  INFLLM_RETURN_IF_ERROR(norm(w.mlp_norm));
+  INFLLM_RETURN_IF_ERROR(policy.Attend(layer, qkv, attended));
   INFLLM_RETURN_IF_ERROR(backend_.Linear(
       stream_,
-      {.x = normed_.data(), .weight = w.gate_up.packed, .y = gate_up_.data(), .rows = rows_}));
-  INFLLM_RETURN_IF_ERROR(backend_.SiluMul(stream_, {.gate_up = gate_up_.data(),
+      {.x = attended, .weight = w.o.packed, .y = x_.data(), .rows = rows_, .accumulate = true}));
+  INFLLM_RETURN_IF_ERROR(norm(w.mlp_norm));
+  INFLLM_RETURN_IF_ERROR(backend_.Linear(
+      stream_, {.x = normed_.data(), .weight = w.gate_up.packed, .y = gate_up, .rows = rows_}));
+  INFLLM_RETURN_IF_ERROR(backend_.SiluMul(stream_, {.gate_up = gate_up,
                                                     .out = gated_.data(),
                                                     .rows = rows_,
                                                     .width = config_.intermediate_size}));

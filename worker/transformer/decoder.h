@@ -45,6 +45,8 @@ class Decoder {
     return kept_.as<float>() + layer * rows_ * config_.hidden_size;
   }
 
+  int64_t qkv_width() const { return (config_.q_heads + 2 * config_.kv_heads) * config_.head_dim; }
+
   const ModelConfig config_;
   const DecoderWeights& weights_;
   kernels::Backend& backend_;
@@ -53,13 +55,13 @@ class Decoder {
   kernels::Buffer embedded_;  // [rows, hidden], shared memory
   kernels::Buffer x_;         // [rows, hidden]: the residual stream
   kernels::Buffer normed_;    // [rows, hidden]
-  kernels::Buffer qkv_;       // [rows, (q_heads + 2 kv_heads) head_dim]
-  kernels::Buffer attended_;  // [rows, q_heads, head_dim]
-  kernels::Buffer gate_up_;   // [rows, 2 intermediate]
-  kernels::Buffer gated_;     // [rows, intermediate]
-  kernels::Buffer kept_;      // [layers, rows, hidden]
-  kernels::Buffer wanted_;    // [kLogitsRows, hidden]
-  kernels::Buffer logits_;    // [kLogitsRows, vocab]
+  // [rows, (q_heads + 2 kv_heads) head_dim], then `attended`: [rows, q_heads, head_dim]; both done
+  // with, [rows, 2 intermediate].
+  kernels::Buffer wide_;
+  kernels::Buffer gated_;   // [rows, intermediate]
+  kernels::Buffer kept_;    // [layers, rows, hidden]
+  kernels::Buffer wanted_;  // [kLogitsRows, hidden]
+  kernels::Buffer logits_;  // [kLogitsRows, vocab]
 };
 
 }  // namespace infllm::worker

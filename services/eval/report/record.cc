@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
+#include "worker/model/json_depth.h"
 
 namespace infllm::services {
 namespace {
@@ -259,6 +260,10 @@ absl::StatusOr<Records> ParseRecords(std::string_view lines) {
     lines.remove_prefix(last ? lines.size() : newline + 1);
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
 
+    if (const absl::Status depth = worker::CheckJsonDepth(line); !depth.ok()) {
+      return absl::DataLossError(
+          absl::StrCat("line ", number, " of the records: ", depth.message()));
+    }
     std::string error;
     Json object;
     try {

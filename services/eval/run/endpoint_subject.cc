@@ -12,6 +12,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/eval/report/text.h"
 #include "services/eval/run/http_client.h"
+#include "worker/model/json_depth.h"
 
 namespace infllm::services {
 namespace {
@@ -130,6 +131,10 @@ class EndpointSubject final : public Subject {
       const std::string what = absl::StrCat(options_.url, request.target, ": status ",
                                             response.status, ": ", Excerpt(response.body));
       if (response.status == 200) {
+        if (const absl::Status depth = worker::CheckJsonDepth(response.body); !depth.ok()) {
+          return absl::DataLossError(
+              absl::StrCat(options_.url, request.target, ": ", depth.message()));
+        }
         Json json = Json::parse(response.body, nullptr, /*allow_exceptions=*/false);
         if (json.is_object()) return json;
         return absl::DataLossError(absl::StrCat(what, ": this is not a JSON object"));

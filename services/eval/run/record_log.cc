@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "worker/model/json_depth.h"
 
 namespace infllm::services {
 namespace {
@@ -59,6 +60,9 @@ absl::StatusOr<Settings> ParseSettings(const Json& json, const std::string& path
 }
 
 absl::StatusOr<Manifest> ParseManifest(const std::string& text, const std::string& path) {
+  if (const absl::Status depth = worker::CheckJsonDepth(text); !depth.ok()) {
+    return absl::DataLossError(absl::StrCat(path, ": ", depth.message()));
+  }
   const Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   const auto object = [&](const char* name) {
     return json.is_object() && json.contains(name) && json[name].is_object();

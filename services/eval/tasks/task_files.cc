@@ -14,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
 #include "nlohmann/json.hpp"
+#include "worker/model/json_depth.h"
 
 namespace infllm::services {
 namespace {
@@ -41,6 +42,9 @@ absl::Status VisitLines(std::string_view text, const Visit& visit) {
 }
 
 absl::StatusOr<Json> ParseObject(int64_t number, std::string_view line) {
+  if (const absl::Status depth = worker::CheckJsonDepth(line); !depth.ok()) {
+    return BadLine(number, std::string(depth.message()));
+  }
   Json json = Json::parse(line, /*cb=*/nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return BadLine(number, "is not a JSON object");
   return json;

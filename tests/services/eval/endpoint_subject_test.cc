@@ -240,6 +240,7 @@ TEST_F(EndpointSubjectTest, GarbageIsRefused) {
            {"SSH-2.0-OpenSSH_9.2\r\n", absl::StatusCode::kDataLoss, "not an answer in HTTP"},
            {Http(200, "hello"), absl::StatusCode::kDataLoss, "not a JSON object"},
            {Http(200, "[1]"), absl::StatusCode::kDataLoss, "not a JSON object"},
+           {Http(200, std::string(1000000, '[')), absl::StatusCode::kDataLoss, "64 levels"},
            {Http(200, "{}"), absl::StatusCode::kDataLoss, "choices[0].text"},
            {Http(200, R"({"choices":"x"})"), absl::StatusCode::kDataLoss, "choices[0].text"},
            {Http(200, R"({"choices":{"0":{"text":1}}})"), absl::StatusCode::kDataLoss,

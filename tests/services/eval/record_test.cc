@@ -194,6 +194,8 @@ TEST(RecordTest, BadLinesSayWhatIsWrong) {
                          AllOf(HasSubstr("line 2 of the records: "), HasSubstr(c.error))))
         << c.line;
   }
+  EXPECT_THAT(ParseRecords(std::string(1000000, '[')),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("64 levels")));
   EXPECT_THAT(ParseRecords("hello"), StatusIs(absl::StatusCode::kDataLoss))
       << "not the beginning of a record";
 }
