@@ -78,50 +78,51 @@ class RemoteStoreRetryTest : public ::testing::Test {
   const std::vector<float> query_ = std::vector<float>(kGeometry.query_floats(), 1.0f);
 };
 
-TEST_F(RemoteStoreRetryTest, EveryCallIsTriedAgainWhileItsErrorMayPass) {
+class RemoteStoreRetryOfTest : public RemoteStoreRetryTest,
+                               public ::testing::WithParamInterface<absl::Status> {};
+INSTANTIATE_TEST_SUITE_P(Errors, RemoteStoreRetryOfTest,
+                         ::testing::Values(absl::UnavailableError("the disk"),
+                                           absl::ResourceExhaustedError("no room")));
+
+TEST_P(RemoteStoreRetryOfTest, EveryCallIsTriedAgainWhileItsErrorMayPass) {
   const auto store = Connect({.clock = &clock_});
-  for (const absl::Status& error :
-       {absl::UnavailableError("the disk"), absl::ResourceExhaustedError("no room")}) {
-    std::atomic<int> left = 0;
-    const auto fail_twice = [&] { return left-- > 0 ? error : absl::OkStatus(); };
-    puppet_.create = [&](auto&&...) { return fail_twice(); };
-    puppet_.append = [&](auto&&...) { return fail_twice(); };
-    puppet_.publish = [&](auto&&...) { return fail_twice(); };
-    puppet_.fork = [&](auto&&...) { return fail_twice(); };
-    puppet_.drop = [&](auto&&...) { return fail_twice(); };
-    puppet_.fetch = [&](auto&&...) -> absl::StatusOr<PuppetStore::Blocks> {
-      if (absl::Status status = fail_twice(); !status.ok()) return status;
-      return PuppetStore::Blocks(1, Block());
-    };
-    puppet_.select = [&](auto&&...) -> absl::StatusOr<std::vector<Selection>> {
-      if (absl::Status status = fail_twice(); !status.ok()) return status;
-      return std::vector<Selection>(1);
-    };
-    const std::vector<std::byte> payload(kGeometry.payload_bytes());
-    const std::vector<float> representative(kGeometry.representative_floats());
-    const std::span<const std::byte> payloads[] = {payload};
-    const std::vector<int64_t> blocks = {0};
-    const std::function<absl::Status()> calls[] = {
-        [&] { return store->Create(kContext, {.geometry = kGeometry}); },
-        [&] { return store->Append(kContext, 0, 0, payloads); },
-        [&] { return Select(*store, {Query()}).status(); },
-        [&] { return store->Fetch(kContext, 0, blocks).status(); },
-        [&] { return store->Fork(kContext, {.hi = 5, .lo = 6}); },
-        [&] { return store->Publish(kContext, 0, 0, representative); },
-        [&] { return store->Drop({.hi = 5, .lo = 6}); },
-    };
-    for (const auto& call : calls) {
-      const RetryCounts before = store->Retries();
-      left = 2;
-      EXPECT_OK(call());
-      EXPECT_EQ(store->Retries().retries - before.retries, 2);
-      EXPECT_EQ(store->Retries().unavailable - before.unavailable,
-                absl::IsUnavailable(error) ? 2 : 0);
-      EXPECT_EQ(store->Retries().exhausted - before.exhausted, absl::IsUnavailable(error) ? 0 : 2);
-    }
-    // For the next error: nothing is published any more.
-    left = 0;
-    EXPECT_OK(store->Create(kContext, {.geometry = kGeometry}));
+  const absl::Status& error = GetParam();
+  std::atomic<int> left = 0;
+  const auto fail_twice = [&] { return left-- > 0 ? error : absl::OkStatus(); };
+  puppet_.create = [&](auto&&...) { return fail_twice(); };
+  puppet_.append = [&](auto&&...) { return fail_twice(); };
+  puppet_.publish = [&](auto&&...) { return fail_twice(); };
+  puppet_.fork = [&](auto&&...) { return fail_twice(); };
+  puppet_.drop = [&](auto&&...) { return fail_twice(); };
+  puppet_.fetch = [&](auto&&...) -> absl::StatusOr<PuppetStore::Blocks> {
+    if (absl::Status status = fail_twice(); !status.ok()) return status;
+    return PuppetStore::Blocks(1, Block());
+  };
+  puppet_.select = [&](auto&&...) -> absl::StatusOr<std::vector<Selection>> {
+    if (absl::Status status = fail_twice(); !status.ok()) return status;
+    return std::vector<Selection>(1);
+  };
+  const std::vector<std::byte> payload(kGeometry.payload_bytes());
+  const std::vector<float> representative(kGeometry.representative_floats());
+  const std::span<const std::byte> payloads[] = {payload};
+  const std::vector<int64_t> blocks = {0};
+  const std::function<absl::Status()> calls[] = {
+      [&] { return store->Create(kContext, {.geometry = kGeometry}); },
+      [&] { return store->Append(kContext, 0, 0, payloads); },
+      [&] { return Select(*store, {Query()}).status(); },
+      [&] { return store->Fetch(kContext, 0, blocks).status(); },
+      [&] { return store->Fork(kContext, {.hi = 5, .lo = 6}); },
+      [&] { return store->Publish(kContext, 0, 0, representative); },
+      [&] { return store->Drop({.hi = 5, .lo = 6}); },
+  };
+  for (const auto& call : calls) {
+    const RetryCounts before = store->Retries();
+    left = 2;
+    EXPECT_OK(call());
+    EXPECT_EQ(store->Retries().retries - before.retries, 2);
+    EXPECT_EQ(store->Retries().unavailable - before.unavailable,
+              absl::IsUnavailable(error) ? 2 : 0);
+    EXPECT_EQ(store->Retries().exhausted - before.exhausted, absl::IsUnavailable(error) ? 0 : 2);
   }
 }
 
@@ -175,7 +176,10 @@ TEST_F(RemoteStoreRetryTest, OnlyQueriesWithoutRoomAreAskedAgain) {
     return selections;
   };
   ASSERT_OK_AND_ASSIGN(const auto selections, Select(*store, {Query(4), Query(3), Query(5)}));
-  EXPECT_THAT(asked, ElementsAre(3, 2, 2));
+  {
+    const std::lock_guard lock(mutex);
+    EXPECT_THAT(asked, ElementsAre(3, 2, 2));
+  }
   const std::vector<int64_t> expected = {4, 3, 5};
   for (size_t i = 0; i < expected.size(); ++i) {
     ASSERT_OK(selections[i].status);
