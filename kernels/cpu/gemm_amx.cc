@@ -164,7 +164,58 @@ void MultiplyBlock(const BlockArgs& args) {
   }
 }
 
+// kPanels panels from `panel` on for one row, with vectors, which read weights faster than tiles
+// do: bit for bit what TDPBF16PS computes (Intel's instruction reference).
+template <int kPanels>
+void MultiplyRow(const GemmTask& task, int64_t panel) {
+  constexpr int kVectors = 2 * kPanels;
+  const int64_t column = panel * kPanelWidth;
+  const auto lanes = [&](int v) {
+    const int64_t left = task.out_features - column - v * kLanes;
+    return static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes);
+  };
+  float* const y = task.y + column;
+  VecF sums[kVectors] = {};
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    if (task.accumulate) sums[v] = LoadPartial(y + v * kLanes, lanes(v));
+    if (task.bias == nullptr) continue;
+    const VecF bias = LoadPartial(task.bias + column + v * kLanes, lanes(v));
+    sums[v] = task.accumulate ? sums[v] + bias : bias;
+  }
+  const int64_t panel_floats = task.words * kPanelWidth;
+  const float* w = task.weights + panel * panel_floats;
+  for (int64_t word = 0; word < task.words; word += kTileWords) {
+    VecF even[kVectors] = {}, odd[kVectors] = {};
+    for (int64_t i = word; i < word + kTileWords; ++i, w += kPanelWidth) {
+      const VecU x = (VecU)Set(task.x[i]);
+      const VecF x_even = (VecF)(x << 16), x_odd = (VecF)(x & 0xffff0000u);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        const VecU words = (VecU)Load(w + v / 2 * panel_floats + v % 2 * kLanes);
+        even[v] += x_even * (VecF)(words << 16);
+        odd[v] += x_odd * (VecF)(words & 0xffff0000u);
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; ++v) sums[v] += even[v] + odd[v];
+  }
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) StorePartial(y + v * kLanes, sums[v], lanes(v));
+}
+
+void MultiplyRow(const GemmTask& task) {
+  constexpr unsigned kFlushSubnormals = 0x8040;
+  const unsigned control = _mm_getcsr();
+  _mm_setcsr(control | kFlushSubnormals);
+  int64_t panel = task.first_panel;
+  for (; panel + 4 <= task.end_panel; panel += 4) MultiplyRow<4>(task, panel);
+  for (; panel < task.end_panel; ++panel) MultiplyRow<1>(task, panel);
+  _mm_setcsr(control);
+}
+
 void Multiply(const GemmTask& task) {
+  if (task.rows == 1) return MultiplyRow(task);
   const int64_t tiles = TileCount(task.rows, kTileRows);
   const int64_t tile_height = (task.rows + tiles - 1) / tiles;  // some have a row less
   const TileConfiguration configuration(tile_height, kW);
