@@ -342,8 +342,7 @@ void Rescore(const KeyTile& tile, const QueryRows& rows, const float* max, float
 AttentionKernels Bf16Attention(const AttentionKernels& avx512bf16) {
   AttentionKernels kernels = avx512bf16;
   kernels.tile_rows = kQueryTileRows;
-  kernels.packed = {PackQueries, Pack, Attend};
-  kernels.rescore = Rescore;
+  kernels.packed = {PackQueries, Pack, Attend, Rescore};
   return kernels;
 }
 

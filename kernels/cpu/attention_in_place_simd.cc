@@ -202,6 +202,6 @@ void Attend(const KeyTile& tile, const QueryRows& rows, bool bf16, float* p) {
 
 }  // namespace
 
-const TileKernels kInPlaceKernels = {PackQueries, Pack, Attend};
+constinit const TileKernels kInPlaceKernels = {PackQueries, Pack, Attend, nullptr};
 
 }  // namespace infllm::kernels::INFLLM_ISA

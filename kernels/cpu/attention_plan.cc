@@ -130,7 +130,7 @@ void AttentionPlan::AddUnits(const AttentionArgs& args) {
   // Units that may read the same keys follow each other: the query tiles of a KV head, and the
   // forks of a sequence, which decode.
   const auto decodes = [&](int32_t span) {
-    return spans[static_cast<size_t>(span)].tile_count == 1;
+    return spans[static_cast<size_t>(span)].max_rows <= kInPlaceRows;
   };
   for (const int32_t span : by_cost_) {
     for (int32_t kv_head = 0; kv_head < args.page.kv_heads && !decodes(span); ++kv_head) {

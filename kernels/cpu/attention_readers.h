@@ -13,6 +13,12 @@
 
 namespace infllm::kernels {
 
+// Whether the rows of a span read keys and values where they lie.
+inline bool ReadsInPlace(const AttentionKernels& kernels, const AttentionArgs& args,
+                         const SpanPlan& span) {
+  return span.max_rows <= kInPlaceRows && args.page.head_dim % kernels.in_place_dims == 0;
+}
+
 // Memory behind the tiles of one thread.
 struct TileMemory {
   KeyTile tiles[2];  // the one at hand and the next

@@ -329,14 +329,16 @@ void FoldMass(const float* p, const float* weight, int64_t rows, int64_t keys, f
 // the work), few enough that queries, sums and a key tile stay in the second cache level.
 constexpr int64_t kQueryTileRows = 96;
 
+constexpr TileKernels kPacked = {PackQueries, Pack, Attend, Rescore};
+
 }  // namespace
 
-const AttentionKernels kAttentionKernels = {
+constinit const AttentionKernels kAttentionKernels = {
     .tile_rows = kQueryTileRows,
-    .packed = {PackQueries, Pack, Attend},
-    .in_place = kInPlaceKernels,
+    .packed = kPacked,
+    .in_place = &kInPlaceKernels,
     .in_place_dims = 2 * kLanes,
-    .rescore = Rescore,
+    .masses = kPacked,
     .row_totals = RowTotals,
     .rescale = Rescale,
     .combine = Combine,

@@ -81,20 +81,22 @@ struct TileKernels {
   void (*pack)(KeyTile& tile, int64_t head_dim, bool bf16);
   // Folds a packed tile into the rows. scratch: kAttendScratch floats.
   void (*attend)(const KeyTile& tile, const QueryRows& rows, bool bf16, float* scratch);
+  // p[PaddedRows, kTileKeys] = e^(s - max) for a given max. Null if in place.
+  void (*rescore)(const KeyTile& tile, const QueryRows& rows, const float* max, float* p);
 };
 
 // Query tiles of so few rows, as in decoding, read keys and values where they lie: packing them
 // costs more than it gains.
 inline constexpr int64_t kInPlaceRows = 4;
 
+// Constant expressions, which no code has to run for: a CPU may lack what a table is compiled with.
 struct AttentionKernels {
   int64_t tile_rows;  // rows of a query tile, if the heads of a KV head are not more
   TileKernels packed;
-  TileKernels in_place;   // of up to kInPlaceRows rows
+  // Of up to kInPlaceRows rows; all in fp32, as is `masses`, which their masses are made with.
+  const TileKernels* in_place;
   int64_t in_place_dims;  // of which head_dim is a multiple then
-  // For tiles that `packed` has packed, as queries:
-  // p[PaddedRows, kTileKeys] = e^(s - max) for a given max.
-  void (*rescore)(const KeyTile& tile, const QueryRows& rows, const float* max, float* p);
+  TileKernels masses;
   // total[r] = sum of the lanes of sum[r].
   void (*row_totals)(const float* sum, int64_t rows, float* total);
   // out[r] = factor[r] e^(a[r] - max[r]); zero where a is -inf.

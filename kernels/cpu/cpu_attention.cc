@@ -141,9 +141,7 @@ class AttentionCall {
     return StateLayout(span.max_rows, args_.page.head_dim);
   }
   const TileKernels& KernelsOf(const SpanPlan& span) const {
-    const bool in_place =
-        span.max_rows <= kInPlaceRows && args_.page.head_dim % kernels_.in_place_dims == 0;
-    return in_place ? kernels_.in_place : kernels_.packed;
+    return ReadsInPlace(kernels_, args_, span) ? *kernels_.in_place : kernels_.packed;
   }
   // Of all splits of a KV head.
   float* States(const AttentionUnit& unit) const {

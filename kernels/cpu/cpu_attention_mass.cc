@@ -100,6 +100,10 @@ class MassCall {
     block_mass_ = mass_plan_.block_mass.Get<float>(block_floats);
   }
 
+  // Those whose rounding the maxima and sums of the span have.
+  const TileKernels& KernelsOf(size_t span) const {
+    return ReadsInPlace(kernels_, args_, plan_.spans[span]) ? kernels_.masses : kernels_.packed;
+  }
   // [keys of the span's tiles]
   float* BlockMass(size_t span, int64_t kv_head) const {
     return block_mass_ + mass_plan_.block_offset[span] +
@@ -114,7 +118,7 @@ class MassCall {
     const int64_t heads = plan_.heads_per_kv;
     WorkerScratch& worker = ThisWorker();
     float* mass = worker.mass.Get<float>(heads * kTileKeys);
-    TileReader tiles(args_, span, kernels_.packed, mass_plan_.runs.data(), whole, unit.kv_head,
+    TileReader tiles(args_, span, KernelsOf(index), mass_plan_.runs.data(), whole, unit.kv_head,
                      unit.first_tile, end, worker.tiles);
     for (int64_t tile = unit.first_tile; tile < end; ++tile) {
       std::fill_n(mass, heads * kTileKeys, 0.0f);
@@ -136,6 +140,7 @@ class MassCall {
   // mass[query head of the KV head, key] of a key tile: over all queries, tile by tile.
   void FoldTile(const MassUnit& unit, const KeyTile& keys, bool near, float* mass) const {
     const SpanPlan& span = plan_.spans[static_cast<size_t>(unit.span)];
+    const TileKernels& kernels = KernelsOf(static_cast<size_t>(unit.span));
     WorkerScratch& worker = ThisWorker();
     for (int64_t t = 0; t < span.tile_count; ++t) {
       const QueryTile& queries = plan_.query_tiles[static_cast<size_t>(span.first_tile + t)];
@@ -143,12 +148,12 @@ class MassCall {
       float* packed = worker.queries.Get<float>(reader.packed_floats());
       auto* token = worker.tokens.Get<int32_t>(PaddedRows(reader.rows()));
       float* p = worker.scores.Get<float>(PaddedRows(reader.rows()) * kTileKeys);
-      reader.Pack(kernels_.packed, near ? args_.q_near : args_.q_far, packed);
+      reader.Pack(kernels, near ? args_.q_near : args_.q_far, packed);
       reader.Tokens(token);
       const QueryRows rows = {
           reader.rows(), args_.page.head_dim, args_.scale, packed, token, nullptr, nullptr,
           nullptr};
-      kernels_.rescore(keys, rows, stats_.max(plan_, unit.span, t, unit.kv_head), p);
+      kernels.rescore(keys, rows, stats_.max(plan_, unit.span, t, unit.kv_head), p);
       const float* inverse = stats_.inverse(plan_, unit.span, t, unit.kv_head);
       const int64_t tokens = reader.tokens();
       for (int64_t h = 0; h < plan_.heads_per_kv; ++h) {

@@ -166,6 +166,8 @@ void MultiplyBlock(const BlockArgs& args) {
 
 // kPanels panels from `panel` on for one row, with vectors, which read weights faster than tiles
 // do: bit for bit what TDPBF16PS computes (Intel's instruction reference).
+constexpr unsigned kFlushSubnormals = 0x8040;  // of the control register: results and operands
+
 template <int kPanels>
 void MultiplyRow(const GemmTask& task, int64_t panel) {
   constexpr int kVectors = 2 * kPanels;
@@ -185,10 +187,14 @@ void MultiplyRow(const GemmTask& task, int64_t panel) {
   }
   const int64_t panel_floats = task.words * kPanelWidth;
   const float* w = task.weights + panel * panel_floats;
+  const unsigned control = _mm_getcsr();
+  _mm_setcsr(control | kFlushSubnormals);
   for (int64_t word = 0; word < task.words; word += kTileWords) {
     VecF even[kVectors] = {}, odd[kVectors] = {};
     for (int64_t i = word; i < word + kTileWords; ++i, w += kPanelWidth) {
-      const VecU x = (VecU)Set(task.x[i]);
+      uint32_t pair;  // never a float: it may look like a subnormal one
+      std::memcpy(&pair, task.x + i, sizeof(pair));
+      const VecU x = VecU{} + pair;
       const VecF x_even = (VecF)(x << 16), x_odd = (VecF)(x & 0xffff0000u);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) {
@@ -200,18 +206,15 @@ void MultiplyRow(const GemmTask& task, int64_t panel) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) sums[v] += even[v] + odd[v];
   }
+  _mm_setcsr(control);
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) StorePartial(y + v * kLanes, sums[v], lanes(v));
 }
 
 void MultiplyRow(const GemmTask& task) {
-  constexpr unsigned kFlushSubnormals = 0x8040;
-  const unsigned control = _mm_getcsr();
-  _mm_setcsr(control | kFlushSubnormals);
   int64_t panel = task.first_panel;
   for (; panel + 4 <= task.end_panel; panel += 4) MultiplyRow<4>(task, panel);
   for (; panel < task.end_panel; ++panel) MultiplyRow<1>(task, panel);
-  _mm_setcsr(control);
 }
 
 void Multiply(const GemmTask& task) {

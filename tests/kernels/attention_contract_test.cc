@@ -409,6 +409,29 @@ TEST_P(AttentionContract, NearMassIsAddedAndBlockMassWritten) {
   EXPECT_EQ(twice.block_mass, once.block_mass);
 }
 
+TEST_P(AttentionContract, MassesSumToOneWhateverIsRounded) {
+  for (const int64_t rows : {1, 2, 40}) {
+    const AttentionShape shape{.q_heads = 4,
+                               .kv_heads = 2,
+                               .head_dim = 64,
+                               .window = 1000,
+                               .dtype = DType::kBF16,
+                               .logit_scale = 6,
+                               .round_queries = false};
+    const SpanResult got = Run(shape, {.rows = rows,
+                                       .first_position = 400,
+                                       .near = CutsOf(0, 400 + rows, 100),
+                                       .blocks = CutsOf(2000, 2300, 100),
+                                       .near_mass = true,
+                                       .block_mass = true});
+    double sum = 0;
+    for (const float mass : got.near_mass) sum += mass;
+    for (const float mass : got.block_mass) sum += mass;
+    const double whole = static_cast<double>(rows * shape.q_heads);
+    EXPECT_NEAR(sum, whole, 1e-5 * whole);
+  }
+}
+
 TEST_P(AttentionContract, OnlyPagesThatAskGetMass) {
   const AttentionShape shape{.q_heads = 2, .kv_heads = 2, .head_dim = 8, .window = 100};
   const SpanShape span{

@@ -54,6 +54,7 @@ struct AttentionShape {
   float logit_scale = 1;  // on top of 1 / sqrt(head_dim)
   int64_t page_tokens = 200;
   bool absolute_values = false;  // values without their signs
+  bool round_queries = true;     // to the dtype of the pages, as a model's that computes in it
 };
 
 // What one call writes for one span.
@@ -77,7 +78,7 @@ class AttentionProblem {
       q_near.insert(q_near.end(), near.begin(), near.end());
       q_far.insert(q_far.end(), far.begin(), far.end());
     }
-    if (shape.dtype == kernels::DType::kBF16) {  // as a model's that computes in bf16
+    if (shape.round_queries && shape.dtype == kernels::DType::kBF16) {
       for (float& q : q_near) q = static_cast<float>(kernels::BF16(q));
       for (float& q : q_far) q = static_cast<float>(kernels::BF16(q));
     }

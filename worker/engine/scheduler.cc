@@ -13,6 +13,9 @@ double SteadySeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Pieces that fit until one twice as large is tried again.
+constexpr int kFittedToGrow = 4;
+
 Scheduler::Options WithClock(Scheduler::Options options) {
   if (!options.clock) options.clock = SteadySeconds;
   return options;
@@ -111,7 +114,11 @@ absl::Status Scheduler::Step(const std::atomic<bool>* cancel) {
   }
   if (std::all_of(items_.begin(), items_.end(), waits)) GiveWay();
   for (size_t i = 0; i < items_.size(); ++i) {
-    if (waits(items_[i])) continue;
+    if (waits(items_[i])) {
+      Running& running = *item_running_[i];  // a smaller piece fitted before: no need to wait
+      if (std::exchange(running.grew, false)) running.most_tokens /= 2;
+      continue;
+    }
     Take(*item_running_[i], items_[i],
          seconds * static_cast<double>(items_[i].tokens.size()) / static_cast<double>(rows));
   }
@@ -128,6 +135,7 @@ void Scheduler::GiveWay() {
     const auto tokens = static_cast<int64_t>(items_[i].tokens.size());
     if (tokens <= exec_block) continue;
     item_running_[i]->most_tokens = std::max(tokens / 2 / exec_block, int64_t{1}) * exec_block;
+    item_running_[i]->grew = false;
     smaller = true;
   }
   if (smaller) return;
@@ -143,9 +151,12 @@ void Scheduler::Take(Running& running, const StepItem& item, double seconds) {
   const Request& request = running.request;
   if (item.want != StepItem::Want::kSample) {
     running.read += item.tokens.size();
-    // There may be room again.
-    running.most_tokens =
-        running.most_tokens > kAnyTokens / 2 ? kAnyTokens : 2 * running.most_tokens;
+    running.grew = false;
+    if (running.most_tokens <= kAnyTokens / 2 && ++running.fitted == kFittedToGrow) {
+      running.fitted = 0;  // there may be room again
+      running.most_tokens *= 2;
+      running.grew = true;
+    }
     running.outcome.read_seconds += seconds;
     if (request.on_scores) request.on_scores(item.scores);
     if (request.on_read) request.on_read(static_cast<int64_t>(running.read));

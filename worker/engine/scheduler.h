@@ -81,6 +81,8 @@ class Scheduler {
     double added;
     size_t read = 0;                   // of request.tokens
     int64_t most_tokens = kAnyTokens;  // at a time: more did not fit in KV memory
+    int fitted = 0;                    // pieces since that did
+    bool grew = false;                 // most_tokens was doubled for the piece at hand
     int32_t last_token = -1;           // generated, not yet in the sequence
     std::vector<int32_t> targets;
     bool done = false;
