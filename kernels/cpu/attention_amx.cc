@@ -26,7 +26,7 @@ constexpr int64_t kQueryTileRows = 256;
 constexpr float kLog2E = 1.44269504f;
 
 // Tile registers: 0 to 3 are sums, 4 the rows, 5 to 7 keys or values.
-constexpr int kSums = 4, kRowsTile = 4, kColumnsTile = 5;
+constexpr int kRowsTile = 4, kColumnsTile = 5;
 
 int64_t Steps(int64_t head_dim) { return (head_dim + kStepDims - 1) / kStepDims; }
 

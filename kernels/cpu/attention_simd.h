@@ -16,7 +16,7 @@ namespace infllm::kernels {
 inline constexpr int kTileKeys = 128;
 inline constexpr int kRowBlock = 6;
 inline constexpr int kMaxLanes = 16;
-// Floats of scratch that AttentionKernels::attend needs.
+// Floats of scratch that TileKernels::attend needs.
 inline constexpr int kAttendScratch = 24 * kTileKeys;
 
 // Row arrays have room for this many rows, so that a vector or a block of up to kMaxLanes rows may
