@@ -218,11 +218,10 @@ absl::Status RunEvalCommand(const EvalFlags& flags) {
                                                 : PlanEndpoint(flags, plan));
   INFLLM_RETURN_IF_ERROR(CheckFloorsApply(flags.floors, plan));
   INFLLM_ASSIGN_OR_RETURN(const EvalOutcome outcome, RunEval(plan, interrupt.flag()));
-  INFLLM_RETURN_IF_ERROR(StreamOut(
-      flags.runtime.json
-          ? JsonReport(outcome.records, plan.title) + "\n"
-          : absl::StrCat(MarkdownReport(outcome.records, plan.title), "\nPictures: ", flags.out,
-                         "/report.html\n")));
+  INFLLM_RETURN_IF_ERROR(
+      StreamOut(flags.runtime.json ? JsonReport(outcome.records, plan.title) + "\n"
+                                   : absl::StrCat(MarkdownReport(outcome.records, plan.title),
+                                                  "\nPictures: ", flags.out, "/report.html\n")));
   return CheckOutcome(outcome, flags.floors);
 }
 

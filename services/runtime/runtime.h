@@ -28,8 +28,8 @@ struct EngineRuntime {
   // Sequences that may run at a time: their cached blocks must fit in the RAM tier.
   int64_t max_sequences = 1;
 };
-// What the flags tell about method, memory and memory store. `model` must outlive the result, and so
-// must *cancel, which ends calls to a remote store; it may be null.
+// What the flags tell about method, memory and memory store. `model` must outlive the result, and
+// so must *cancel, which ends calls to a remote store; it may be null.
 absl::StatusOr<EngineRuntime> NewEngine(worker::ModelRuntime& model, const RuntimeFlags& flags,
                                         const std::atomic<bool>* cancel);
 

@@ -98,8 +98,8 @@ TEST_P(LoadFixtureTest, EveryWeightEndsUpInItsPlace) {
     const std::string prefix = "model.layers." + std::to_string(i) + ".";
     const std::string attn = prefix + "self_attn.";
     EXPECT_EQ(Unpack(*backend_, layer.qkv), Stacked({{attn + "q_proj.weight", {q, hidden}},
-                                                      {attn + "k_proj.weight", {kv, hidden}},
-                                                      {attn + "v_proj.weight", {kv, hidden}}}));
+                                                     {attn + "k_proj.weight", {kv, hidden}},
+                                                     {attn + "v_proj.weight", {kv, hidden}}}));
     EXPECT_EQ(Unpack(*backend_, layer.o), Stacked({{attn + "o_proj.weight", {hidden, q}}}));
     EXPECT_EQ(Unpack(*backend_, layer.gate_up),
               Stacked({{prefix + "mlp.gate_proj.weight", {mlp, hidden}},
