@@ -8,6 +8,7 @@
 // where a step is 32 dimensions, the last one padded with zeros. A row's sums are one fixed order
 // of operations over dimensions and keys, whatever the rows beside it.
 #include <cstdint>
+#include <utility>
 
 #include "kernels/cpu/amx_tiles.h"
 #include "kernels/cpu/attention_simd.h"
@@ -38,8 +39,8 @@ inline __m512i LoadHalves(const void* p, int64_t n) {
 
 // ---- Packing ----
 
-void PackQueries(const QuerySource& source, int64_t head_dim, bool /*bf16_pages*/, float /*scale*/,
-                 float* packed) {
+void PackQueries(const QuerySource& source, float* packed) {
+  const int64_t head_dim = source.head_dim;
   const int64_t steps = Steps(head_dim);
   const int64_t block_floats = steps * kTileFloats;
   const auto at = [&](int64_t row) {
@@ -54,9 +55,9 @@ void PackQueries(const QuerySource& source, int64_t head_dim, bool /*bf16_pages*
         const int64_t left = head_dim - d;
         const int low = static_cast<int>(left < kLanes ? left : kLanes);
         const int high = static_cast<int>(left < kStepDims ? left - low : kLanes);
-        const __m512 first = (__m512)LoadPartial(q + d, low);
-        const __m512 second = high > 0 ? (__m512)LoadPartial(q + d + low, high) : (__m512)VecF{};
-        Store(out, (VecF)_mm512_cvtne2ps_pbh(second, first));
+        const VecF first = LoadPartial(q + d, low);
+        const VecF second = high > 0 ? LoadPartial(q + d + low, high) : VecF{};
+        Store(out, (VecF)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first));
       }
     }
   }
@@ -117,50 +118,62 @@ void PackValues(const KeyTile& tile, int64_t key, int64_t head_dim) {
   }
 }
 
-void Pack(KeyTile& tile, int64_t head_dim, bool /*bf16*/) {
+void Pack(KeyTile& tile) {
+  const int64_t head_dim = tile.head_dim;
   for (int64_t key = 0; key < tile.keys; key += kStepKeys) {
     PackKeys(tile, key, head_dim);
     if (key + kLanes < tile.keys) PackKeys(tile, key + kLanes, head_dim);
     PackValues(tile, key, head_dim);
-    const int64_t row_bytes = head_dim * static_cast<int64_t>(sizeof(uint16_t));
-    FetchNextKeys(tile, key, kStepKeys, row_bytes);
-    FetchNextValues(tile, key, kStepKeys, row_bytes);
   }
   PackMasks(tile);
 }
 
 // ---- One block of up to 16 rows against one tile ----
 
+// Calls body(integral constant i) for i < N.
+template <int N, typename Body>
+inline void ForTiles(const Body& body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) { (body.template operator()<i>(), ...); }
+  (std::make_integer_sequence<int, N>());
+}
+
+// Tiles of 16 rows, a step of words each: the next step's is `step` floats on.
+struct RowTiles {
+  const float* at;
+  int64_t step;
+  int64_t row_bytes;
+};
+// Packed tiles of 16 columns; the next columns' is `next` floats on.
+struct ColumnTiles {
+  const float* at;
+  int64_t step;
+  int64_t next;
+};
+
+// Adds rows . columns, over `steps` of both, to N tiles of sums side by side.
+template <int N>
+inline void AddProducts(RowTiles rows, ColumnTiles columns, int64_t steps) {
+  constexpr int kColumnTiles = 3;
+  for (int64_t step = 0; step < steps; ++step) {
+    LoadTile<kRowsTile>(rows.at, rows.row_bytes);
+    ForTiles<N>([&]<int i>() {
+      constexpr int kColumns = kColumnsTile + i % kColumnTiles;
+      LoadTile<kColumns>(columns.at + i * columns.next, kTileRowBytes);
+      Dot<i, kRowsTile, kColumns>();
+    });
+    rows.at += rows.step;
+    columns.at += columns.step;
+  }
+}
+
 // s[row, vector of 16 keys] = q . k for kVectors vectors.
 template <int kVectors>
 void ScoreVectors(const float* q, const float* k, int64_t steps, float* s) {
-  ZeroTile<0>();
-  if constexpr (kVectors > 1) ZeroTile<1>();
-  if constexpr (kVectors > 2) ZeroTile<2>();
-  if constexpr (kVectors > 3) ZeroTile<3>();
-  const int64_t stride = steps * kTileFloats;  // from one vector's keys to the next's
-  for (int64_t step = 0; step < steps; ++step, q += kTileFloats, k += kTileFloats) {
-    LoadTile<kRowsTile>(q, kTileRowBytes);
-    LoadTile<kColumnsTile>(k, kTileRowBytes);
-    Dot<0, kRowsTile, kColumnsTile>();
-    if constexpr (kVectors > 1) {
-      LoadTile<kColumnsTile + 1>(k + stride, kTileRowBytes);
-      Dot<1, kRowsTile, kColumnsTile + 1>();
-    }
-    if constexpr (kVectors > 2) {
-      LoadTile<kColumnsTile + 2>(k + 2 * stride, kTileRowBytes);
-      Dot<2, kRowsTile, kColumnsTile + 2>();
-    }
-    if constexpr (kVectors > 3) {
-      LoadTile<kColumnsTile>(k + 3 * stride, kTileRowBytes);
-      Dot<3, kRowsTile, kColumnsTile>();
-    }
-  }
   constexpr int64_t kRowBytes = kTileKeys * sizeof(float);
-  StoreTile<0>(s, kRowBytes);
-  if constexpr (kVectors > 1) StoreTile<1>(s + kLanes, kRowBytes);
-  if constexpr (kVectors > 2) StoreTile<2>(s + 2 * kLanes, kRowBytes);
-  if constexpr (kVectors > 3) StoreTile<3>(s + 3 * kLanes, kRowBytes);
+  ForTiles<kVectors>([]<int i>() { ZeroTile<i>(); });
+  AddProducts<kVectors>({.at = q, .step = kTileFloats, .row_bytes = kTileRowBytes},
+                        {.at = k, .step = kTileFloats, .next = steps * kTileFloats}, steps);
+  ForTiles<kVectors>([&]<int i>() { StoreTile<i>(s + i * kLanes, kRowBytes); });
 }
 
 // out[row, tile of 16 dimensions] += weights . values for kDims tiles of dimensions, over the steps
@@ -168,32 +181,15 @@ void ScoreVectors(const float* q, const float* k, int64_t steps, float* s) {
 template <int kDims>
 void AddValues(const float* weights, const float* values, int64_t dim_tiles, Span steps, float* out,
                int64_t out_bytes) {
-  LoadTile<0>(out, out_bytes);
-  if constexpr (kDims > 1) LoadTile<1>(out + kTileWords, out_bytes);
-  if constexpr (kDims > 2) LoadTile<2>(out + 2 * kTileWords, out_bytes);
-  if constexpr (kDims > 3) LoadTile<3>(out + 3 * kTileWords, out_bytes);
-  for (int64_t step = steps.begin; step < steps.end; ++step) {
-    const float* v = values + step * dim_tiles * kTileFloats;
-    LoadTile<kRowsTile>(weights + step * kTileWords, kWeightWords * sizeof(float));
-    LoadTile<kColumnsTile>(v, kTileRowBytes);
-    Dot<0, kRowsTile, kColumnsTile>();
-    if constexpr (kDims > 1) {
-      LoadTile<kColumnsTile + 1>(v + kTileFloats, kTileRowBytes);
-      Dot<1, kRowsTile, kColumnsTile + 1>();
-    }
-    if constexpr (kDims > 2) {
-      LoadTile<kColumnsTile + 2>(v + 2 * kTileFloats, kTileRowBytes);
-      Dot<2, kRowsTile, kColumnsTile + 2>();
-    }
-    if constexpr (kDims > 3) {
-      LoadTile<kColumnsTile>(v + 3 * kTileFloats, kTileRowBytes);
-      Dot<3, kRowsTile, kColumnsTile>();
-    }
-  }
-  StoreTile<0>(out, out_bytes);
-  if constexpr (kDims > 1) StoreTile<1>(out + kTileWords, out_bytes);
-  if constexpr (kDims > 2) StoreTile<2>(out + 2 * kTileWords, out_bytes);
-  if constexpr (kDims > 3) StoreTile<3>(out + 3 * kTileWords, out_bytes);
+  const int64_t value_step = dim_tiles * kTileFloats;
+  ForTiles<kDims>([&]<int i>() { LoadTile<i>(out + i * kTileWords, out_bytes); });
+  AddProducts<kDims>(
+      {.at = weights + steps.begin * kTileWords,
+       .step = kTileWords,
+       .row_bytes = kWeightWords * static_cast<int64_t>(sizeof(float))},
+      {.at = values + steps.begin * value_step, .step = value_step, .next = kTileFloats},
+      steps.end - steps.begin);
+  ForTiles<kDims>([&]<int i>() { StoreTile<i>(out + i * kTileWords, out_bytes); });
 }
 
 // Calls body(integral constant N, first) for groups of N <= 4 of [begin, end).
@@ -217,7 +213,7 @@ inline void ForGroups(int64_t begin, int64_t end, const Body& body) {
 Span Scores(const KeyTile& tile, const QueryRows& rows, int64_t row, int64_t count, float* s) {
   const TokenSpan tokens = TokensOf(rows.token + row, count);
   const Span span = SeenBy(tile, tokens);
-  const int64_t steps = Steps(rows.head_dim);
+  const int64_t steps = Steps(tile.head_dim);
   const float* q = rows.q + row * steps * kTileWords;
   ForGroups(span.begin, span.end, [&]<int N>(int64_t v) {
     ScoreVectors<N>(q, tile.packed_keys + v * steps * kTileFloats, steps, s + v * kLanes);
@@ -279,7 +275,7 @@ void AttendBlock(const KeyTile& tile, const QueryRows& rows, int64_t row, int64_
   alignas(64) float shift[kTileRows], alpha[kTileRows];
   UpdateMax(rows, row, count, s, span, tile.bias, shift, alpha);
 
-  const int64_t stride = PaddedDim(rows.head_dim);
+  const int64_t stride = PaddedDim(tile.head_dim);
   const Span steps{span.begin / 2, (span.end + 1) / 2};
   for (int64_t r = 0; r < count; ++r) {
     const Weights weight{rows.scale * kLog2E, shift[r] * kLog2E};
@@ -317,7 +313,7 @@ inline void ForRowBlocks(int64_t rows, const Body& body) {
   }
 }
 
-void Attend(const KeyTile& tile, const QueryRows& rows, bool /*bf16*/, float* scratch) {
+void Attend(const KeyTile& tile, const QueryRows& rows, float* scratch) {
   ForRowBlocks(rows.rows,
                [&](int64_t row, int64_t count) { AttendBlock(tile, rows, row, count, scratch); });
 }

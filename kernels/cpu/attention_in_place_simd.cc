@@ -58,21 +58,19 @@ inline void StoreJoined(float* p, Halves halves) {
 }
 
 // [rows, head_dim], times the softmax scale, in the order of LoadChunk.
-void PackQueries(const QuerySource& source, int64_t head_dim, bool bf16_pages, float scale,
-                 float* packed) {
+void PackQueries(const QuerySource& source, float* packed) {
+  const int64_t head_dim = source.head_dim;
   for (int64_t head = 0; head < source.heads; ++head) {
     for (int64_t token = 0; token < source.tokens; ++token) {
       const float* q = source.q + token * source.token_stride + head * head_dim;
       for (int64_t d = 0; d < head_dim; d += kChunk, packed += kChunk) {
-        const Halves halves = bf16_pages ? Split<true>(q + d) : Split<false>(q + d);
-        Store(packed, halves.first * Set(scale));
-        Store(packed + kLanes, halves.second * Set(scale));
+        const Halves halves = source.bf16 ? Split<true>(q + d) : Split<false>(q + d);
+        Store(packed, halves.first * Set(source.scale));
+        Store(packed + kLanes, halves.second * Set(source.scale));
       }
     }
   }
 }
-
-void Pack(KeyTile& tile, int64_t /*head_dim*/, bool /*bf16*/) { PackMasks(tile); }
 
 // Lane i is the sum of the lanes of v[i]. A level adds lanes whose numbers differ in one bit.
 template <int kBit>
@@ -94,67 +92,85 @@ inline VecF AddLanes(const VecF* v) {
   return __builtin_shuffle(a, b, without) + __builtin_shuffle(a, b, with);
 }
 
+// sums[i] += q . keys[i] over C chunks of dimensions.
+template <bool kBf16, int C>
+inline void Multiply(const float* q, const void* const* keys, int64_t dim, VecF* sums) {
+  Halves queries[C];
+  for (int c = 0; c < C; ++c) {
+    queries[c] = {Load(q + dim + c * kChunk), Load(q + dim + c * kChunk + kLanes)};
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+#pragma GCC unroll 2
+    for (int c = 0; c < C; ++c) {
+      const Halves key = LoadChunk<kBf16>(keys[i], dim + c * kChunk);
+      sums[i] += queries[c].first * key.first;
+      sums[i] += queries[c].second * key.second;
+    }
+  }
+}
+
 // s[row, kTileKeys] = q . k for the vectors of keys in `span`.
 template <bool kBf16>
 void Scores(const KeyTile& tile, const QueryRows& rows, Span span, float* s) {
-  const int64_t element = kBf16 ? sizeof(uint16_t) : sizeof(float);
   for (int64_t v = span.begin; v < span.end; ++v) {
-    FetchNextKeys(tile, v * kLanes, kLanes, rows.head_dim * element);
     const void* keys[kLanes];  // those past the last are masked
     for (int64_t i = 0; i < kLanes; ++i) {
       const int64_t key = v * kLanes + i;
       keys[i] = tile.k[key < tile.keys ? key : tile.keys - 1];
     }
     for (int64_t r = 0; r < rows.rows; ++r) {
+      const float* q = rows.q + r * tile.head_dim;
       VecF sums[kLanes] = {};
-      for (int64_t d = 0; d < rows.head_dim; d += kChunk) {
-        const float* q = rows.q + r * rows.head_dim + d;
-        const VecF first = Load(q), second = Load(q + kLanes);
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes; ++i) {
-          const Halves key = LoadChunk<kBf16>(keys[i], d);
-          sums[i] += first * key.first;
-          sums[i] += second * key.second;
-        }
+      int64_t d = 0;
+      for (; d + 2 * kChunk <= tile.head_dim; d += 2 * kChunk) {
+        Multiply<kBf16, 2>(q, keys, d, sums);
       }
+      if (d < tile.head_dim) Multiply<kBf16, 1>(q, keys, d, sums);
       Store(s + r * kTileKeys + v * kLanes, AddLanes<kLanes / 2>(sums));
     }
   }
 }
 
-// out[m] = alpha[m] out[m] + sum over keys of p[m, key] v[key], of one chunk of dimensions.
-template <bool kBf16, int M>
-void AddValues(const KeyTile& tile, int64_t dim, int64_t fetch_bytes, const float* p, int64_t begin,
-               int64_t end, const float* alpha, float* out, int64_t stride) {
+// out[m] = alpha[m] out[m] + sum over keys of p[m, key] v[key], of C chunks of dimensions.
+template <bool kBf16, int M, int C>
+void AddValues(const KeyTile& tile, int64_t dim, const float* p, int64_t begin, int64_t end,
+               const float* alpha, float* out, int64_t stride) {
   // Few sums would wait for each other: consecutive keys then go to different ones.
-  constexpr int kChains = M == 1 ? 4 : M == 2 ? 2 : 1;
-  Halves sums[kChains][M] = {};
+  constexpr int kChains = M * C == 1 ? 4 : M * C == 2 ? 2 : 1;
+  Halves sums[kChains][M][C] = {};
   for (int m = 0; m < M; ++m) {
-    const Halves before = Split<kBf16>(out + m * stride + dim);
-    sums[0][m] = {before.first * Set(alpha[m]), before.second * Set(alpha[m])};
+    for (int c = 0; c < C; ++c) {
+      const Halves before = Split<kBf16>(out + m * stride + dim + c * kChunk);
+      sums[0][m][c] = {before.first * Set(alpha[m]), before.second * Set(alpha[m])};
+    }
   }
-  const auto add = [&](Halves(&to)[M], int64_t key) __attribute__((always_inline)) {
-    const Halves value = LoadChunk<kBf16>(tile.v[key], dim);
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m) {
-      const VecF weight = Set(p[m * kTileKeys + key]);
-      to[m].first += weight * value.first;
-      to[m].second += weight * value.second;
+  const auto add = [&](Halves(&to)[M][C], int64_t key) __attribute__((always_inline)) {
+#pragma GCC unroll 2
+    for (int c = 0; c < C; ++c) {
+      const Halves value = LoadChunk<kBf16>(tile.v[key], dim + c * kChunk);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const VecF weight = Set(p[m * kTileKeys + key]);
+        to[m][c].first += weight * value.first;
+        to[m][c].second += weight * value.second;
+      }
     }
   };
   int64_t key = begin;
   for (; key + kChains <= end; key += kChains) {
-    FetchNextValues(tile, key, kChains, fetch_bytes);
 #pragma GCC unroll 4
     for (int c = 0; c < kChains; ++c) add(sums[c], key + c);
   }
   for (; key < end; ++key) add(sums[0], key);
   for (int m = 0; m < M; ++m) {
-    for (int c = 1; c < kChains; ++c) {
-      sums[0][m].first += sums[c][m].first;
-      sums[0][m].second += sums[c][m].second;
+    for (int c = 0; c < C; ++c) {
+      for (int i = 1; i < kChains; ++i) {
+        sums[0][m][c].first += sums[i][m][c].first;
+        sums[0][m][c].second += sums[i][m][c].second;
+      }
+      StoreJoined<kBf16>(out + m * stride + dim + c * kChunk, sums[0][m][c]);
     }
-    StoreJoined<kBf16>(out + m * stride + dim, sums[0][m]);
   }
 }
 
@@ -169,17 +185,18 @@ void AttendRows(const KeyTile& tile, const QueryRows& rows, float* p) {
   Softmax<M>(rows, 0, p, span, tile.bias, alpha);
   const int64_t begin = span.begin * kLanes;
   const int64_t end = span.end * kLanes < tile.keys ? span.end * kLanes : tile.keys;
-  const int64_t row_bytes =
-      rows.head_dim * static_cast<int64_t>(kBf16 ? sizeof(uint16_t) : sizeof(float));
-  for (int64_t d = 0; d < rows.head_dim; d += kChunk) {
-    AddValues<kBf16, M>(tile, d, d == 0 ? row_bytes : 0, p, begin, end, alpha, rows.out,
-                        PaddedDim(rows.head_dim));
+  const int64_t stride = PaddedDim(tile.head_dim);
+  constexpr int kChunks = M <= 4 ? 2 : 1;  // the sums leave registers for a key's values
+  int64_t d = 0;
+  for (; d + kChunks * kChunk <= tile.head_dim; d += kChunks * kChunk) {
+    AddValues<kBf16, M, kChunks>(tile, d, p, begin, end, alpha, rows.out, stride);
   }
+  if (d < tile.head_dim) AddValues<kBf16, M, 1>(tile, d, p, begin, end, alpha, rows.out, stride);
 }
 
 template <bool kBf16>
 void AttendFew(const KeyTile& tile, const QueryRows& rows, float* p) {
-  static_assert(kInPlaceRows == 4);
+  static_assert(kInPlaceRows == 8);
   switch (rows.rows) {
     case 1:
       return AttendRows<kBf16, 1>(tile, rows, p);
@@ -187,13 +204,21 @@ void AttendFew(const KeyTile& tile, const QueryRows& rows, float* p) {
       return AttendRows<kBf16, 2>(tile, rows, p);
     case 3:
       return AttendRows<kBf16, 3>(tile, rows, p);
-    default:
+    case 4:
       return AttendRows<kBf16, 4>(tile, rows, p);
+    case 5:
+      return AttendRows<kBf16, 5>(tile, rows, p);
+    case 6:
+      return AttendRows<kBf16, 6>(tile, rows, p);
+    case 7:
+      return AttendRows<kBf16, 7>(tile, rows, p);
+    default:
+      return AttendRows<kBf16, 8>(tile, rows, p);
   }
 }
 
-void Attend(const KeyTile& tile, const QueryRows& rows, bool bf16, float* p) {
-  if (bf16) {
+void Attend(const KeyTile& tile, const QueryRows& rows, float* p) {
+  if (tile.bf16) {
     AttendFew<true>(tile, rows, p);
   } else {
     AttendFew<false>(tile, rows, p);
@@ -202,6 +227,6 @@ void Attend(const KeyTile& tile, const QueryRows& rows, bool bf16, float* p) {
 
 }  // namespace
 
-constinit const TileKernels kInPlaceKernels = {PackQueries, Pack, Attend, nullptr};
+constinit const TileKernels kInPlaceKernels = {PackQueries, PackMasks, Attend, nullptr};
 
 }  // namespace infllm::kernels::INFLLM_ISA

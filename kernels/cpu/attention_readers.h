@@ -21,81 +21,64 @@ inline bool ReadsInPlace(const AttentionKernels& kernels, const AttentionArgs& a
 
 // Memory behind the tiles of one thread.
 struct TileMemory {
-  KeyTile tiles[2];  // the one at hand and the next
+  KeyTile tile;
   Scratch floats;
 };
 
-// Packs the key tiles [first, end) of one query tile and KV head, one after the other.
+// Packs the key tiles from `first` on of one query tile and KV head, one after the other.
 class TileReader {
  public:
   // `runs` are those of the plan that `queries` is of.
   TileReader(const AttentionArgs& args, const AttentionSpan& span, const TileKernels& kernels,
              const KeyRun* runs, const QueryTile& queries, int64_t kv_head, int64_t first,
-             int64_t end, TileMemory& memory)
+             TileMemory& memory)
       : args_(args),
         span_(span),
         kernels_(kernels),
         queries_(queries),
         kv_head_(kv_head),
         runs_end_(runs + queries.runs_end),
-        end_(end),
         next_(first),
-        tiles_(memory.tiles),
-        run_(runs + queries.runs_begin),
-        next_run_(run_) {
+        tile_(memory.tile),
+        run_(runs + queries.runs_begin) {
     const int64_t floats = kTileKeys * PaddedDim(args.page.head_dim);
-    float* const packed = memory.floats.Get<float>(2 * floats);
-    for (KeyTile& tile : memory.tiles) {
-      tile.packed_keys = packed;
-      tile.packed_values = packed + floats;
-    }
-    FindNext();
+    tile_.head_dim = args.page.head_dim;
+    tile_.bf16 = args.page.dtype == DType::kBF16;
+    tile_.packed_keys = memory.floats.Get<float>(2 * floats);
+    tile_.packed_values = tile_.packed_keys + floats;
   }
 
   // The next tile, valid until the next call.
   const KeyTile& Read() {
-    KeyTile& tile = tiles_[next_ % 2];
+    tile_.keys = 0;
+    tile_.all_visible = true;
+    tile_.bias = next_ >= queries_.blocks_begin ? args_.block_bias : 0.0f;
     ++next_;
-    FindNext();
-    tile.next = next_ < end_ ? &tiles_[next_ % 2] : nullptr;
-    kernels_.pack(tile, args_.page.head_dim, args_.page.dtype == DType::kBF16);
-    return tile;
+    ForKeys([this](const KeyRun& run, int64_t first, int32_t count, int32_t) {
+      AddKeys(run, first, count);
+    });
+    kernels_.pack(tile_);
+    return tile_;
   }
 
   // body(run, first, count, at): the keys [first, first + count) of the run are those from `at` on
   // of the tile that was read last.
   template <typename Body>
   void ForKeys(Body body) {
-    ForKeysOf(next_ - 1, run_, body);
-  }
-
- private:
-  template <typename Body>
-  void ForKeysOf(int64_t tile, const KeyRun*& from, Body body) const {
-    const int64_t number_end = (tile + 1) * kTileKeys;
-    int64_t number = tile * kTileKeys;
-    while (from->number + from->count <= number) ++from;
-    for (const KeyRun* run = from; run != runs_end_ && run->number < number_end; ++run) {
+    const int64_t number_begin = (next_ - 1) * kTileKeys, number_end = next_ * kTileKeys;
+    int64_t number = number_begin;
+    while (run_->number + run_->count <= number) ++run_;
+    for (const KeyRun* run = run_; run != runs_end_ && run->number < number_end; ++run) {
       const int64_t count = std::min(run->number + run->count, number_end) - number;
       body(*run, number - run->number, static_cast<int32_t>(count),
-           static_cast<int32_t>(number - tile * kTileKeys));
+           static_cast<int32_t>(number - number_begin));
       number += count;
     }
   }
 
-  // Where the keys and values of tile next_ lie, and who sees them.
-  void FindNext() {
-    if (next_ >= end_) return;
-    KeyTile& tile = tiles_[next_ % 2];
-    tile.keys = 0;
-    tile.all_visible = true;
-    tile.bias = next_ >= queries_.blocks_begin ? args_.block_bias : 0.0f;
-    ForKeysOf(next_, next_run_, [&](const KeyRun& run, int64_t first, int32_t count, int32_t) {
-      AddKeys(run, first, count, tile);
-    });
-  }
-
-  void AddKeys(const KeyRun& run, int64_t first, int32_t count, KeyTile& tile) const {
+ private:
+  // Where they lie and who sees them.
+  void AddKeys(const KeyRun& run, int64_t first, int32_t count) {
     const PageShape& page = args_.page;
     const auto element = static_cast<int64_t>(SizeOf(page.dtype));
     const int64_t row_bytes = page.head_dim * element;
@@ -105,23 +88,23 @@ class TileReader {
     const int64_t key = rotated ? page.rotated_key(kv_head_, slot) : page.key(kv_head_, slot);
     const std::byte* k = run.page + key * element;
     const std::byte* v = run.page + page.value(kv_head_, slot) * element;
-    const int32_t at = tile.keys;
+    const int32_t at = tile_.keys;
     for (int32_t i = 0; i < count; ++i) {
-      tile.k[at + i] = k + i * row_bytes;
-      tile.v[at + i] = v + i * row_bytes;
+      tile_.k[at + i] = k + i * row_bytes;
+      tile_.v[at + i] = v + i * row_bytes;
     }
     if (run.all_visible) {
-      std::fill_n(tile.first_token + at, count, 0);
-      std::fill_n(tile.end_token + at, count, std::numeric_limits<int32_t>::max());
+      std::fill_n(tile_.first_token + at, count, 0);
+      std::fill_n(tile_.end_token + at, count, std::numeric_limits<int32_t>::max());
     } else {
-      tile.all_visible = false;
+      tile_.all_visible = false;
       for (int32_t i = 0; i < count; ++i) {
         const TokenRange range = VisibleTo(args_, span_, run.source, run.position + first + i);
-        tile.first_token[at + i] = range.first;
-        tile.end_token[at + i] = range.end;
+        tile_.first_token[at + i] = range.first;
+        tile_.end_token[at + i] = range.end;
       }
     }
-    tile.keys += count;
+    tile_.keys += count;
   }
 
   const AttentionArgs& args_;
@@ -130,11 +113,9 @@ class TileReader {
   const QueryTile& queries_;
   const int64_t kv_head_;
   const KeyRun* const runs_end_;
-  const int64_t end_;
   int64_t next_;
-  KeyTile* const tiles_;    // tile t is tiles_[t % 2]
-  const KeyRun* run_;       // that of the first key of the tile at hand, or one before
-  const KeyRun* next_run_;  // likewise, of the next
+  KeyTile& tile_;
+  const KeyRun* run_;  // that of the first key of the tile at hand, or one before
 };
 
 // The queries of a tile that read one KV head, as rows ordered by head, then token.
@@ -155,9 +136,13 @@ class QueryReader {
 
   // As QueryRows::q. q: q_near or q_far.
   void Pack(const TileKernels& kernels, const void* q, float* packed) const {
-    kernels.pack_queries({static_cast<const float*>(q) + Offset(0),
-                          args_.q_heads * args_.page.head_dim, heads_, queries_.tokens},
-                         args_.page.head_dim, args_.page.dtype == DType::kBF16, args_.scale,
+    kernels.pack_queries({.q = static_cast<const float*>(q) + Offset(0),
+                          .token_stride = args_.q_heads * args_.page.head_dim,
+                          .heads = heads_,
+                          .tokens = queries_.tokens,
+                          .head_dim = args_.page.head_dim,
+                          .scale = args_.scale,
+                          .bf16 = args_.page.dtype == DType::kBF16},
                          packed);
   }
   // As QueryRows::token: room for PaddedRows(rows()).

@@ -14,8 +14,8 @@ constexpr int kMaxVectors = kLanes == 16 ? 4 : 2;
 // ---- Packing ----
 
 // [blocks, head_dim, kRowBlock], times the softmax scale; spare rows are zero.
-void PackQueries(const QuerySource& source, int64_t head_dim, bool /*bf16_pages*/, float scale,
-                 float* packed) {
+void PackQueries(const QuerySource& source, float* packed) {
+  const int64_t head_dim = source.head_dim;
   const int64_t rows = source.heads * source.tokens;
   const int64_t padded = (rows + kRowBlock - 1) / kRowBlock * kRowBlock;
   for (int64_t r = 0; r < padded; ++r) {
@@ -26,7 +26,7 @@ void PackQueries(const QuerySource& source, int64_t head_dim, bool /*bf16_pages*
     }
     const float* q =
         source.q + r % source.tokens * source.token_stride + r / source.tokens * head_dim;
-    for (int64_t d = 0; d < head_dim; ++d) out[d * kRowBlock] = q[d] * scale;
+    for (int64_t d = 0; d < head_dim; ++d) out[d * kRowBlock] = q[d] * source.scale;
   }
 }
 
@@ -55,12 +55,11 @@ inline void Touch(const void* const* rows, int64_t count, int64_t row_bytes) {
 }
 
 template <bool kBf16>
-void PackKeys(const KeyTile& tile, int64_t head_dim) {
+void PackKeys(const KeyTile& tile) {
+  const int64_t head_dim = tile.head_dim;
   for (int64_t key = 0; key < tile.keys; key += kLanes) {
     const int64_t present = tile.keys - key < kLanes ? tile.keys - key : kLanes;
     Touch(tile.k + key, present, head_dim * (kBf16 ? 2 : 4));
-    FetchNextKeys(tile, key, kLanes, head_dim * (kBf16 ? 2 : 4));
-    FetchNextValues(tile, key, kLanes, head_dim * (kBf16 ? 2 : 4));
     for (int64_t d = 0; d < head_dim; d += kLanes) {
       const int width = static_cast<int>(head_dim - d < kLanes ? head_dim - d : kLanes);
       float* out = tile.packed_keys + d * kTileKeys + key;
@@ -84,8 +83,9 @@ void PackKeys(const KeyTile& tile, int64_t head_dim) {
 
 // Whether row i may be read past its end, up to a whole number of vectors: the next row is there.
 template <bool kBf16>
-inline bool ReadableInPlace(const KeyTile& tile, int i, int64_t head_dim) {
+inline bool ReadableInPlace(const KeyTile& tile, int i) {
   if (kBf16) return false;
+  const int64_t head_dim = tile.head_dim;
   const int64_t spare = Vectors(head_dim) * kLanes - head_dim;
   if (spare == 0) return true;
   return spare <= head_dim && i + 1 < tile.keys &&
@@ -93,10 +93,11 @@ inline bool ReadableInPlace(const KeyTile& tile, int i, int64_t head_dim) {
 }
 
 template <bool kBf16>
-void PackValues(KeyTile& tile, int64_t head_dim) {
+void PackValues(KeyTile& tile) {
+  const int64_t head_dim = tile.head_dim;
   const int64_t stride = PaddedDim(head_dim);
   for (int i = 0; i < tile.keys; ++i) {
-    if (ReadableInPlace<kBf16>(tile, i, head_dim)) {
+    if (ReadableInPlace<kBf16>(tile, i)) {
       tile.values[i] = static_cast<const float*>(tile.v[i]);
       continue;
     }
@@ -109,13 +110,13 @@ void PackValues(KeyTile& tile, int64_t head_dim) {
   }
 }
 
-void Pack(KeyTile& tile, int64_t head_dim, bool bf16) {
-  if (bf16) {
-    PackKeys<true>(tile, head_dim);
-    PackValues<true>(tile, head_dim);
+void Pack(KeyTile& tile) {
+  if (tile.bf16) {
+    PackKeys<true>(tile);
+    PackValues<true>(tile);
   } else {
-    PackKeys<false>(tile, head_dim);
-    PackValues<false>(tile, head_dim);
+    PackKeys<false>(tile);
+    PackValues<false>(tile);
   }
   PackMasks(tile);
 }
@@ -156,13 +157,13 @@ inline Span Scores(const KeyTile& tile, const QueryRows& rows, int64_t row, floa
     for (int m = 0; m < M; ++m) Store(p + m * kTileKeys + v * kLanes, VecF{});
   }
 
-  const float* q = rows.q + row * rows.head_dim;
+  const float* q = rows.q + row * tile.head_dim;
   int64_t v = span.begin;
   for (; v + kMaxVectors <= span.end; v += kMaxVectors) {
-    ScoreVectors<M, kMaxVectors>(q, tile.packed_keys + v * kLanes, rows.head_dim, p + v * kLanes);
+    ScoreVectors<M, kMaxVectors>(q, tile.packed_keys + v * kLanes, tile.head_dim, p + v * kLanes);
   }
   for (; v < span.end; ++v) {
-    ScoreVectors<M, 1>(q, tile.packed_keys + v * kLanes, rows.head_dim, p + v * kLanes);
+    ScoreVectors<M, 1>(q, tile.packed_keys + v * kLanes, tile.head_dim, p + v * kLanes);
   }
   MaskScores(tile, rows.token + row, M, tokens, span, p);
   return span;
@@ -220,11 +221,11 @@ void AttendBlock(const KeyTile& tile, const QueryRows& rows, int64_t row, float*
   float alpha[kMaxLanes];
   Softmax<M>(rows, row, p, span, tile.bias, alpha);
 
-  const int64_t stride = PaddedDim(rows.head_dim);
+  const int64_t stride = PaddedDim(tile.head_dim);
   const int64_t begin = span.begin * kLanes;
   const int64_t end = span.end * kLanes < tile.keys ? span.end * kLanes : tile.keys;
   float* out = rows.out + row * stride;
-  const int64_t vectors = Vectors(rows.head_dim);
+  const int64_t vectors = Vectors(tile.head_dim);
   int64_t n = 0;
   for (; n + kMaxVectors <= vectors; n += kMaxVectors) {
     AddValueVectors<M, kMaxVectors>(tile.values, n * kLanes, p, begin, end, alpha, out + n * kLanes,
@@ -267,7 +268,7 @@ inline void ForRowBlocks(int64_t rows, const Body& body) {
   }
 }
 
-void Attend(const KeyTile& tile, const QueryRows& rows, bool /*bf16*/, float* p) {
+void Attend(const KeyTile& tile, const QueryRows& rows, float* p) {
   ForRowBlocks(rows.rows, [&]<int M>(int64_t row) { AttendBlock<M>(tile, rows, row, p); });
 }
 

@@ -30,14 +30,15 @@ constexpr int64_t PaddedDim(int64_t head_dim) {
 
 struct KeyTile {
   // Set by the caller. Key i is visible to the tokens [first_token[i], end_token[i]).
+  int64_t head_dim;
+  bool bf16;  // elements of keys and values, instead of fp32
   int32_t keys;
   bool all_visible;          // every key to every token of the query tile
   const void* k[kTileKeys];  // row of head_dim elements
   const void* v[kTileKeys];  // likewise
   int32_t first_token[kTileKeys];
   int32_t end_token[kTileKeys];
-  float bias;           // added to the logits
-  const KeyTile* next;  // the tile that is packed after this one, to be fetched meanwhile; or null
+  float bias;  // added to the logits
   // Room for what pack() makes of keys and values: [kTileKeys, PaddedDim(head_dim)] each.
   float* packed_keys;
   float* packed_values;
@@ -58,12 +59,14 @@ struct QuerySource {
   int64_t token_stride;  // floats
   int64_t heads;
   int64_t tokens;
+  int64_t head_dim;
+  float scale;  // of the logits: > 0
+  bool bf16;    // the keys that they meet, as in KeyTile
 };
 
 struct QueryRows {
   int64_t rows;
-  int64_t head_dim;
-  float scale;           // of the logits
+  float scale;           // as in QuerySource; of use where pack_queries() leaves it out
   const float* q;        // as pack_queries() leaves them
   const int32_t* token;  // [PaddedRows]
   // The state of the online softmax; before the first tile: zero, -inf, zero.
@@ -75,19 +78,18 @@ struct QueryRows {
 // How the rows of a query tile meet key tiles.
 struct TileKernels {
   // Packs [PaddedRows, PaddedDim(head_dim)] floats or fewer; rows are ordered by head, then token.
-  void (*pack_queries)(const QuerySource& source, int64_t head_dim, bool bf16_pages, float scale,
-                       float* packed);
+  void (*pack_queries)(const QuerySource& source, float* packed);
   // Makes the tile ready for attend().
-  void (*pack)(KeyTile& tile, int64_t head_dim, bool bf16);
+  void (*pack)(KeyTile& tile);
   // Folds a packed tile into the rows. scratch: kAttendScratch floats.
-  void (*attend)(const KeyTile& tile, const QueryRows& rows, bool bf16, float* scratch);
+  void (*attend)(const KeyTile& tile, const QueryRows& rows, float* scratch);
   // p[PaddedRows, kTileKeys] = e^(s - max) for a given max. Null if in place.
   void (*rescore)(const KeyTile& tile, const QueryRows& rows, const float* max, float* p);
 };
 
 // Query tiles of so few rows, as in decoding, read keys and values where they lie: packing them
 // costs more than it gains.
-inline constexpr int64_t kInPlaceRows = 4;
+inline constexpr int64_t kInPlaceRows = 8;
 
 // Constant expressions, which no code has to run for: a CPU may lack what a table is compiled with.
 struct AttentionKernels {

@@ -16,26 +16,6 @@ inline int64_t Vectors(int64_t n) { return (n + kLanes - 1) / kLanes; }
 // A row that has seen no key has max -inf; e^(-inf - 0) is the zero that it needs.
 inline VecF FiniteMax(VecF max) { return max == Set(kNegInf) ? VecF{} : max; }
 
-// Fetches rows [first, first + count) of keys or values, those of the tile that comes next, into
-// the second cache level: pages are too short for the hardware to follow.
-inline void Fetch(const void* const* rows, int64_t first, int64_t count, int64_t row_bytes) {
-  for (int64_t i = first; i < first + count; ++i) {
-    for (int64_t at = 0; at < row_bytes; at += 64) {
-      __builtin_prefetch(static_cast<const char*>(rows[i]) + at, 0, 2);
-    }
-  }
-}
-inline void FetchNextKeys(const KeyTile& tile, int64_t first, int64_t count, int64_t row_bytes) {
-  if (tile.next == nullptr || first >= tile.next->keys) return;
-  Fetch(tile.next->k, first, count < tile.next->keys - first ? count : tile.next->keys - first,
-        row_bytes);
-}
-inline void FetchNextValues(const KeyTile& tile, int64_t first, int64_t count, int64_t row_bytes) {
-  if (tile.next == nullptr || first >= tile.next->keys) return;
-  Fetch(tile.next->v, first, count < tile.next->keys - first ? count : tile.next->keys - first,
-        row_bytes);
-}
-
 inline void PackMasks(KeyTile& tile) {
   tile.masked = !tile.all_visible || tile.keys % kLanes != 0;
   if (!tile.masked) return;

@@ -182,14 +182,14 @@ class AttentionCall {
     std::fill_n(state + layout.max, PaddedRows(span.max_rows), kNegInf);
     std::fill_n(state + layout.sum, reader.rows() * kMaxLanes, 0.0f);
 
-    QueryRows rows = {reader.rows(), args_.page.head_dim, args_.scale,        nullptr,
-                      token,         state + layout.out,  state + layout.max, state + layout.sum};
+    QueryRows rows = {reader.rows(),      args_.scale,        nullptr,           token,
+                      state + layout.out, state + layout.max, state + layout.sum};
     alignas(64) float scratch[kAttendScratch];
     TileReader tiles(args_, *span.span, kernels, plan_.runs.data(), queries, unit.kv_head, begin,
-                     end, worker.tiles);
+                     worker.tiles);
     for (int64_t tile = begin; tile < end; ++tile) {
       rows.q = tile < queries.near_end ? near : far;
-      kernels.attend(tiles.Read(), rows, args_.page.dtype == DType::kBF16, scratch);
+      kernels.attend(tiles.Read(), rows, scratch);
     }
     kernels_.row_totals(rows.sum, rows.rows, state + layout.total);
   }

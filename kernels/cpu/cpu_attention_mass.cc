@@ -119,7 +119,7 @@ class MassCall {
     WorkerScratch& worker = ThisWorker();
     float* mass = worker.mass.Get<float>(heads * kTileKeys);
     TileReader tiles(args_, span, KernelsOf(index), mass_plan_.runs.data(), whole, unit.kv_head,
-                     unit.first_tile, end, worker.tiles);
+                     unit.first_tile, worker.tiles);
     for (int64_t tile = unit.first_tile; tile < end; ++tile) {
       std::fill_n(mass, heads * kTileKeys, 0.0f);
       FoldTile(unit, tiles.Read(), tile < whole.near_end, mass);
@@ -150,9 +150,7 @@ class MassCall {
       float* p = worker.scores.Get<float>(PaddedRows(reader.rows()) * kTileKeys);
       reader.Pack(kernels, near ? args_.q_near : args_.q_far, packed);
       reader.Tokens(token);
-      const QueryRows rows = {
-          reader.rows(), args_.page.head_dim, args_.scale, packed, token, nullptr, nullptr,
-          nullptr};
+      const QueryRows rows = {reader.rows(), args_.scale, packed, token, nullptr, nullptr, nullptr};
       kernels.rescore(keys, rows, stats_.max(plan_, unit.span, t, unit.kv_head), p);
       const float* inverse = stats_.inverse(plan_, unit.span, t, unit.kv_head);
       const int64_t tokens = reader.tokens();

@@ -109,7 +109,7 @@ struct AttentionArgs {
   int64_t q_heads = 0;
   PageShape page;
   int64_t window = 0;
-  float scale = 1;
+  float scale = 1;       // > 0
   float block_bias = 0;  // nats
   // Far pages are met by their rotated keys (streaming-llm), not by those of their records.
   bool far_rotated = false;

@@ -60,6 +60,7 @@ struct Flags {
   int threads = 2;
   int64_t context = 65536;
   int64_t distinct_context = 1024;
+  int64_t question = 64;
   int64_t steps = 8;
   int turns = 4;
   int64_t step_tokens = 512;
@@ -224,9 +225,8 @@ class Bench {
     std::vector<Decoder> decoders;
     for (int64_t i = 0; i < kMostDecoders; ++i) {
       INFLLM_ASSIGN_OR_RETURN(const SequenceId id, engine_->Fork(long_text_));
-      // A question of their own each, longer than the window: then they share far blocks only.
       INFLLM_RETURN_IF_ERROR(
-          Read(id, RandomTokens(2 * flags_.attention.n_local, static_cast<uint32_t>(1000 + i))));
+          Read(id, RandomTokens(flags_.question, static_cast<uint32_t>(1000 + i))));
       decoders.push_back({.id = id, .next = static_cast<int32_t>(i + 1)});
     }
     const absl::Status status = MeasureDecode("decoding forks", decoders);
@@ -442,6 +442,7 @@ int Main(int argc, char** argv) {
   add("--vocab", flags.model.vocab_size, "of the model");
   add("--context", flags.context, "tokens of the text that is forked");
   add("--distinct-context", flags.distinct_context, "tokens of each of 32 distinct texts");
+  add("--question", flags.question, "tokens that each of 32 forks reads of its own");
   add("--steps", flags.steps, "decoding steps in one turn");
   add("--turns", flags.turns, "the best of which counts");
   add("--step-tokens", flags.step_tokens, "token budget of a step");
