@@ -72,64 +72,75 @@ void PackQueries(const QuerySource& source, float* packed) {
   }
 }
 
-// Lane i is the sum of the lanes of v[i]. A level adds lanes whose numbers differ in one bit.
-template <int kBit>
-inline VecF AddLanes(const VecF* v) {
-  VecF a, b;
-  if constexpr (kBit == 1) {
-    a = v[0];
-    b = v[1];
-  } else {
-    a = AddLanes<kBit / 2>(v);
-    b = AddLanes<kBit / 2>(v + kBit);
-  }
-  VecI without, with;
-  for (int i = 0; i < kLanes; ++i) {
-    const int from = (i & kBit) != 0 ? kLanes : 0;
-    without[i] = from + (i & ~kBit);
-    with[i] = from + (i | kBit);
-  }
-  return __builtin_shuffle(a, b, without) + __builtin_shuffle(a, b, with);
-}
-
-// sums[i] += q . keys[i] over C chunks of dimensions.
-template <bool kBf16, int C>
-inline void Multiply(const float* q, const void* const* keys, int64_t dim, VecF* sums) {
-  Halves queries[C];
-  for (int c = 0; c < C; ++c) {
-    queries[c] = {Load(q + dim + c * kChunk), Load(q + dim + c * kChunk + kLanes)};
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-#pragma GCC unroll 2
-    for (int c = 0; c < C; ++c) {
-      const Halves key = LoadChunk<kBf16>(keys[i], dim + c * kChunk);
-      sums[i] += queries[c].first * key.first;
-      sums[i] += queries[c].second * key.second;
+// Calls body(key, stream) for every kStep-th of the keys [begin, end), so that kStreams parts of
+// them are walked beside each other: a core reads several streams of memory faster than one.
+constexpr int kStreams = 4;
+template <int kStep, typename Body>
+inline void ForKeys(int64_t begin, int64_t end, const Body& body) {
+  constexpr int64_t kQuantum = kStreams * kStep;
+  const int64_t part = (end - begin + kQuantum - 1) / kQuantum * kStep;
+  for (int64_t at = begin; at < begin + part; at += kStep) {
+#pragma GCC unroll 8
+    for (int stream = 0; stream < kStreams; ++stream) {
+      if (const int64_t key = at + stream * part; key < end) body(key, stream);
     }
   }
 }
 
-// s[row, kTileKeys] = q . k for the vectors of keys in `span`.
-template <bool kBf16>
-void Scores(const KeyTile& tile, const QueryRows& rows, Span span, float* s) {
-  for (int64_t v = span.begin; v < span.end; ++v) {
-    const void* keys[kLanes];  // those past the last are masked
-    for (int64_t i = 0; i < kLanes; ++i) {
-      const int64_t key = v * kLanes + i;
-      keys[i] = tile.k[key < tile.keys ? key : tile.keys - 1];
-    }
-    for (int64_t r = 0; r < rows.rows; ++r) {
-      const float* q = rows.q + r * tile.head_dim;
-      VecF sums[kLanes] = {};
-      int64_t d = 0;
-      for (; d + 2 * kChunk <= tile.head_dim; d += 2 * kChunk) {
-        Multiply<kBf16, 2>(q, keys, d, sums);
+// Lane i is the sum of the lanes of v[i], i < 4.
+inline VecF AddLanes(const VecF (&v)[4]) {
+  // Pairs, then fours, have their sums spread over a half, then a quarter, of the lanes each.
+  VecI low, high, low_pair, high_pair, gather;
+  for (int i = 0; i < kLanes; ++i) {
+    const int half = i / (kLanes / 2), quarter = i / (kLanes / 4);
+    low[i] = half * kLanes + i % (kLanes / 2);
+    high[i] = low[i] + kLanes / 2;
+    low_pair[i] = quarter / 2 * kLanes + quarter % 2 * (kLanes / 2) + i % (kLanes / 4);
+    high_pair[i] = low_pair[i] + kLanes / 4;
+    gather[i] = i * (kLanes / 4) % kLanes;
+  }
+  const VecF a = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
+  const VecF b = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
+  VecF sum = __builtin_shuffle(a, b, low_pair) + __builtin_shuffle(a, b, high_pair);
+  if constexpr (kLanes >= 16) sum += __builtin_shuffle(sum, LaneNumbers() ^ 2);
+  if constexpr (kLanes >= 8) sum += __builtin_shuffle(sum, LaneNumbers() ^ 1);
+  return __builtin_shuffle(sum, gather);
+}
+
+// s[m, 4] = q[m] . k of four keys.
+template <bool kBf16, int M>
+inline void ScoreFour(const void* const (&keys)[4], const float* q, int64_t head_dim, float* s) {
+  VecF sums[M][4] = {};
+  for (int64_t d = 0; d < head_dim; d += kChunk) {
+    Halves key[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) key[i] = LoadChunk<kBf16>(keys[i], d);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const VecF first = Load(q + m * head_dim + d), second = Load(q + m * head_dim + d + kLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        sums[m][i] += first * key[i].first;
+        sums[m][i] += second * key[i].second;
       }
-      if (d < tile.head_dim) Multiply<kBf16, 1>(q, keys, d, sums);
-      Store(s + r * kTileKeys + v * kLanes, AddLanes<kLanes / 2>(sums));
     }
   }
+  for (int m = 0; m < M; ++m) StorePartial(s + m * kTileKeys, AddLanes(sums[m]), 4);
+}
+
+// s[m, kTileKeys] = q[m] . k for the vectors of keys in `span`.
+template <bool kBf16, int M>
+void Scores(const KeyTile& tile, const float* q, Span span, float* s) {
+  ForKeys<4>(span.begin * kLanes, span.end * kLanes, [&](int64_t key, int) {
+    const void* keys[4];  // those past the last are masked
+    for (int i = 0; i < 4; ++i) keys[i] = tile.k[key + i < tile.keys ? key + i : tile.keys - 1];
+    constexpr int kFirst = M < 4 ? M : 4;
+    ScoreFour<kBf16, kFirst>(keys, q, tile.head_dim, s + key);
+    if constexpr (M > kFirst) {
+      ScoreFour<kBf16, M - kFirst>(keys, q + kFirst * tile.head_dim, tile.head_dim,
+                                   s + kFirst * kTileKeys + key);
+    }
+  });
 }
 
 // out[m] = alpha[m] out[m] + sum over keys of p[m, key] v[key], of C chunks of dimensions.
@@ -145,24 +156,20 @@ void AddValues(const KeyTile& tile, int64_t dim, const float* p, int64_t begin, 
       sums[0][m][c] = {before.first * Set(alpha[m]), before.second * Set(alpha[m])};
     }
   }
-  const auto add = [&](Halves(&to)[M][C], int64_t key) __attribute__((always_inline)) {
+  ForKeys<1>(
+      begin, end, [&](int64_t key, int stream) __attribute__((always_inline)) {
+        Halves(&to)[M][C] = sums[stream % kChains];
 #pragma GCC unroll 2
-    for (int c = 0; c < C; ++c) {
-      const Halves value = LoadChunk<kBf16>(tile.v[key], dim + c * kChunk);
+        for (int c = 0; c < C; ++c) {
+          const Halves value = LoadChunk<kBf16>(tile.v[key], dim + c * kChunk);
 #pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) {
-        const VecF weight = Set(p[m * kTileKeys + key]);
-        to[m][c].first += weight * value.first;
-        to[m][c].second += weight * value.second;
-      }
-    }
-  };
-  int64_t key = begin;
-  for (; key + kChains <= end; key += kChains) {
-#pragma GCC unroll 4
-    for (int c = 0; c < kChains; ++c) add(sums[c], key + c);
-  }
-  for (; key < end; ++key) add(sums[0], key);
+          for (int m = 0; m < M; ++m) {
+            const VecF weight = Set(p[m * kTileKeys + key]);
+            to[m][c].first += weight * value.first;
+            to[m][c].second += weight * value.second;
+          }
+        }
+      });
   for (int m = 0; m < M; ++m) {
     for (int c = 0; c < C; ++c) {
       for (int i = 1; i < kChains; ++i) {
@@ -179,7 +186,7 @@ void AttendRows(const KeyTile& tile, const QueryRows& rows, float* p) {
   const TokenSpan tokens = TokensOf(rows.token, M);
   const Span span = SeenBy(tile, tokens);
   if (span.begin == span.end) return;
-  Scores<kBf16>(tile, rows, span, p);
+  Scores<kBf16, M>(tile, rows.q, span, p);
   MaskScores(tile, rows.token, M, tokens, span, p);
   float alpha[kMaxLanes];
   Softmax<M>(rows, 0, p, span, tile.bias, alpha);

@@ -185,7 +185,7 @@ absl::Status CpuLinear::Multiply(const LinearArgs& args) {
 
   // Blocks of rows whose packed values of one pass fit the second cache level, times groups of
   // panels, as many as give each thread several: the last to finish then costs little.
-  constexpr int64_t kTasksPerThread = 6;
+  constexpr int64_t kTasksPerThread = 3;
   constexpr int64_t kPanelQuantum = 4;  // what a low tile takes at once
   const int64_t blocks = CeilDiv(tiles, format.tiles_per_block);
   int64_t group = std::max<int64_t>(1, panels * blocks / (pool_.threads() * kTasksPerThread));

@@ -19,8 +19,9 @@ constexpr int64_t kPanelRowBytes = kPanelWidth * sizeof(float);
 // Words of k per pass when several tiles meet a panel: those of the tiles of a block and of two
 // panels, one in use and one being fetched, stay in the second cache level.
 constexpr int64_t kPassWords = 512;
-// How far ahead weights are fetched that each meet one pair of tiles only, in words of k.
-constexpr int64_t kFetchAheadWords = 32;
+// Weights are fetched from so many places at once: a core reads several streams of memory faster
+// than one.
+constexpr int kFetchPlaces = 8;
 
 // Tile registers: 0 to 3 are sums, 4 and 5 activations, 6 and 7 weights.
 constexpr int kX = 4, kW = 6;
@@ -53,9 +54,9 @@ struct BlockArgs {
   float* y;              // at the first row and column
   int64_t out_features;  // row stride of y
   int64_t columns;       // valid from the first column on
-  const float* fetch;    // weights wanted next
-  int64_t fetch_stride;  // from one panel's to the next's
-  int64_t fetch_lines;   // of each panel, per step
+  const float* fetch;    // panels wanted next, from several places at once
+  int64_t fetch_stride;  // floats from one place of a panel to the next
+  int64_t fetch_lines;   // of each place, per step
 };
 
 // A tile of sums in y: row tile `r`, column tile `c`.
@@ -129,11 +130,11 @@ void MultiplyBlock(const BlockArgs& args) {
   const int64_t x0_step = args.height[0] * kTileWords, x1_step = args.height[1] * kTileWords;
   const int64_t panel_stride = args.panel_stride, lines = args.fetch_lines;
   const int64_t fetch_stride = args.fetch_stride * static_cast<int64_t>(sizeof(float));
+  const int64_t panel_bytes = panel_stride * static_cast<int64_t>(sizeof(float));
   for (int64_t step = args.steps; step > 0; --step) {
-    for (int p = 0; p < kPanels; ++p) {
-      for (int64_t i = 0; i < lines; ++i) {
-        _mm_prefetch(fetch + p * fetch_stride + i * 64, _MM_HINT_T0);
-      }
+    for (int f = 0; f < kFetchPlaces; ++f) {
+      const char* const from = fetch + f % kPanels * panel_bytes + f / kPanels * fetch_stride;
+      for (int64_t i = 0; i < lines; ++i) _mm_prefetch(from + i * 64, _MM_HINT_T0);
     }
     fetch += lines * 64;
     LoadTile<kX>(x0, kTileRowBytes);
@@ -222,12 +223,10 @@ void Multiply(const GemmTask& task) {
   const int64_t tiles = TileCount(task.rows, kTileRows);
   const int64_t tile_height = (task.rows + tiles - 1) / tiles;  // some have a row less
   const TileConfiguration configuration(tile_height, kW);
-  const bool one_pair = task.end_tile - task.first_tile <= 2;
-  const int64_t pass_words = one_pair ? task.words : kPassWords;
   const int64_t pairs = (task.end_tile - task.first_tile + 1) / 2;
   const int64_t panels_at_once = task.end_tile - task.first_tile == 1 ? 2 : 1;
-  for (int64_t word = 0; word < task.words; word += pass_words) {
-    const int64_t words = task.words - word < pass_words ? task.words - word : pass_words;
+  for (int64_t word = 0; word < task.words; word += kPassWords) {
+    const int64_t words = task.words - word < kPassWords ? task.words - word : kPassWords;
     const int64_t next_words = word + words;
     BlockArgs args;
     args.tile_height = tile_height;
@@ -240,20 +239,16 @@ void Multiply(const GemmTask& task) {
       args.weights = task.weights + (panel * task.words + word) * kPanelWidth;
       args.bias = word == 0 && task.bias != nullptr ? task.bias + column : nullptr;
       args.columns = task.out_features - column;
-      args.fetch_stride = args.panel_stride;
-      if (one_pair) {
-        args.fetch = args.weights + kFetchAheadWords * kPanelWidth;
-        args.fetch_lines = kTileWords * kPanelRowBytes / 64;
-      } else {
-        // Each pair of tiles fetches a part of the panel that comes next.
-        const bool last = panel + 1 == task.end_panel;
-        args.fetch = last
-                         ? task.weights + (task.first_panel * task.words + next_words) * kPanelWidth
-                         : args.weights + args.panel_stride;
-        args.fetch_lines = last && next_words == task.words
-                               ? 0
-                               : (kTileWords * kPanelRowBytes / 64 + pairs - 1) / pairs;
-      }
+      // The panels that come next are fetched meanwhile, each pair of tiles a part of them.
+      const bool last = panel + panels_at_once >= task.end_panel;
+      args.fetch = last ? task.weights + (task.first_panel * task.words + next_words) * kPanelWidth
+                        : args.weights + panels_at_once * args.panel_stride;
+      const int64_t places = kFetchPlaces / panels_at_once;  // in a panel
+      constexpr int64_t kStepLines = kTileWords * kPanelRowBytes / 64;
+      args.fetch_lines = last && next_words == task.words
+                             ? 0
+                             : (kStepLines + places * pairs - 1) / (places * pairs);
+      args.fetch_stride = words / places * kPanelWidth;
       for (int64_t tile = task.first_tile; tile < task.end_tile; tile += 2) {
         const int64_t row = TileStart(task.rows, tiles, tile);
         const bool two_tiles = tile + 1 < task.end_tile;

@@ -240,10 +240,7 @@ absl::Status Retriever::FetchMissing(StepPlan& plan, int64_t layer) {
     FarMemory& far = *of_part[0].block->part->state->far;
     const int64_t floats = static_cast<int64_t>(of_part.size()) * query_floats;
     if (!std::all_of(queries, queries + floats, [](float q) { return std::isfinite(q); })) {
-      Fail(of_part,
-           absl::InvalidArgumentError(absl::StrCat(
-               "the mean query of layer ", layer, " at position ", of_part[0].block->position,
-               " is not finite: the model's activations overflow in this dtype")));
+      Fail(of_part, NotFinite(layer, *of_part[0].block));
       continue;
     }
     wanted_.clear();
