@@ -8,9 +8,11 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <utility>
-#include <vector>
+
+#include "kernels/host_memory.h"
 
 namespace infllm::bench {
 namespace {
@@ -146,25 +148,36 @@ double ReadBandwidth(ThreadPool& pool) {
 }
 
 double ReadBandwidthNow(ThreadPool& pool, int tries, absl::FunctionRef<double()> clock) {
-  constexpr int64_t kWords = int64_t{32} << 20;  // 256 MiB, far larger than the caches
-  constexpr int64_t kGrain = 128 << 10;
-  static const std::vector<uint64_t> data(kWords, 1);
+  typedef uint64_t Vec __attribute__((vector_size(16)));
+  constexpr int64_t kVecs = int64_t{16} << 20;  // 256 MiB, far larger than the caches
+  constexpr int64_t kGrain = 64 << 10;
+  // A core reads several streams at once 1.4 times as fast as one.
+  constexpr int kStreams = 4;
+  constexpr int kTurn = 8;  // of one stream: two cache lines
+  static const kernels::Buffer data = [] {
+    kernels::Buffer buffer = kernels::AllocateHost(kVecs * sizeof(Vec)).value();
+    std::memset(buffer.data(), 1, buffer.size_bytes());
+    return buffer;
+  }();
   double best = 0;
   for (int i = 0; i < tries; ++i) {
     std::atomic<uint64_t> sink = 0;
     const double start = clock();
-    pool.ParallelFor(kWords, kGrain, [&](int64_t begin, int64_t end, int) {
-      typedef uint64_t Vec __attribute__((vector_size(64), aligned(8)));
-      Vec sums[4] = {};
-      for (int64_t w = begin; w + 32 <= end; w += 32) {
-        for (int s = 0; s < 4; ++s) {
-          sums[s] += *reinterpret_cast<const Vec*>(data.data() + w + s * 8);
+    pool.ParallelFor(kVecs, kGrain, [&](int64_t begin, int64_t end, int) {
+      const Vec* const from = data.as<Vec>() + begin;
+      const int64_t part = (end - begin) / kStreams;
+      Vec sums[kStreams] = {};
+      for (int64_t v = 0; v < part; v += kTurn) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kStreams; ++s) {
+#pragma GCC unroll 8
+          for (int t = 0; t < kTurn; ++t) sums[s] += from[s * part + v + t];
         }
       }
-      const Vec sum = sums[0] + sums[1] + sums[2] + sums[3];
-      sink += sum[0] + sum[7];
+      for (int s = 1; s < kStreams; ++s) sums[0] += sums[s];
+      sink += sums[0][0] + sums[0][1];
     });
-    best = std::max(best, 8.0 * kWords / (clock() - start));
+    best = std::max(best, static_cast<double>(kVecs * sizeof(Vec)) / (clock() - start));
   }
   return best;
 }
