@@ -1,5 +1,7 @@
 #include "kernels/validate_args.h"
 
+#include <cmath>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/arg_checker.h"
 #include "kernels/core/status_macros.h"
@@ -122,7 +124,10 @@ absl::Status Validate(const AttentionArgs& args) {
       .MultipleOf("q_heads", args.q_heads, "page.kv_heads", args.page.kv_heads)
       .AtLeast("span_count", args.span_count, 0)
       .AtLeast("window", args.window, 0)
-      .Require(args.scale > 0, "scale", absl::StrCat(args.scale), "above 0")
+      .Require(args.scale > 0 && std::isfinite(args.scale), "scale", absl::StrCat(args.scale),
+               "finite and above 0")
+      .Require(std::isfinite(args.block_bias), "block_bias", absl::StrCat(args.block_bias),
+               "finite")
       .AtLeast("layer_offset", args.layer_offset, 0)
       .AtLeast("mass_layer_offset", args.mass_layer_offset, 0);
   if (args.span_count == 0) return check.status();

@@ -1,4 +1,4 @@
-// Attention of a few rows: keys and values are read once, where they lie. All is fp32; halves of a
+// Attention of a few rows: keys and values are read where they lie. All is fp32; pair of a
 // chunk are two vectors of dimensions, of bf16 the even and the odd ones.
 #include "kernels/cpu/attention_in_place_simd.h"
 
@@ -12,26 +12,18 @@ namespace {
 
 constexpr int64_t kChunk = 2 * kLanes;  // dimensions
 
-struct Halves {
-  VecF first;
-  VecF second;
-};
-
 template <bool kBf16>
-inline Halves LoadChunk(const void* row, int64_t dim) {
+inline Pair LoadChunk(const void* row, int64_t dim) {
   if constexpr (kBf16) {
-    VecU words;
-    std::memcpy(&words, static_cast<const uint16_t*>(row) + dim, sizeof(words));
-    return {(VecF)(words << 16), (VecF)(words & 0xffff0000u)};
+    return LoadPair(static_cast<const uint16_t*>(row) + dim);
   } else {
-    const float* p = static_cast<const float*>(row) + dim;
-    return {Load(p), Load(p + kLanes)};
+    return LoadPair(static_cast<const float*>(row) + dim);
   }
 }
 
 // Between the order of dimensions in memory and that of LoadChunk.
 template <bool kBf16>
-inline Halves Split(const float* p) {
+inline Pair Split(const float* p) {
   const VecF low = Load(p), high = Load(p + kLanes);
   if constexpr (!kBf16) return {low, high};
   VecI even, odd;
@@ -42,16 +34,16 @@ inline Halves Split(const float* p) {
   return {__builtin_shuffle(low, high, even), __builtin_shuffle(low, high, odd)};
 }
 template <bool kBf16>
-inline void StoreJoined(float* p, Halves halves) {
-  VecF low = halves.first, high = halves.second;
+inline void StoreJoined(float* p, Pair pair) {
+  VecF low = pair.first, high = pair.second;
   if constexpr (kBf16) {
     VecI first, second;
     for (int i = 0; i < kLanes; ++i) {
       first[i] = i / 2 + i % 2 * kLanes;
       second[i] = first[i] + kLanes / 2;
     }
-    low = __builtin_shuffle(halves.first, halves.second, first);
-    high = __builtin_shuffle(halves.first, halves.second, second);
+    low = __builtin_shuffle(pair.first, pair.second, first);
+    high = __builtin_shuffle(pair.first, pair.second, second);
   }
   Store(p, low);
   Store(p + kLanes, high);
@@ -64,9 +56,9 @@ void PackQueries(const QuerySource& source, float* packed) {
     for (int64_t token = 0; token < source.tokens; ++token) {
       const float* q = source.q + token * source.token_stride + head * head_dim;
       for (int64_t d = 0; d < head_dim; d += kChunk, packed += kChunk) {
-        const Halves halves = source.bf16 ? Split<true>(q + d) : Split<false>(q + d);
-        Store(packed, halves.first * Set(source.scale));
-        Store(packed + kLanes, halves.second * Set(source.scale));
+        const Pair pair = source.bf16 ? Split<true>(q + d) : Split<false>(q + d);
+        Store(packed, pair.first * Set(source.scale));
+        Store(packed + kLanes, pair.second * Set(source.scale));
       }
     }
   }
@@ -87,32 +79,12 @@ inline void ForKeys(int64_t begin, int64_t end, const Body& body) {
   }
 }
 
-// Lane i is the sum of the lanes of v[i], i < 4.
-inline VecF AddLanes(const VecF (&v)[4]) {
-  // Pairs, then fours, have their sums spread over a half, then a quarter, of the lanes each.
-  VecI low, high, low_pair, high_pair, gather;
-  for (int i = 0; i < kLanes; ++i) {
-    const int half = i / (kLanes / 2), quarter = i / (kLanes / 4);
-    low[i] = half * kLanes + i % (kLanes / 2);
-    high[i] = low[i] + kLanes / 2;
-    low_pair[i] = quarter / 2 * kLanes + quarter % 2 * (kLanes / 2) + i % (kLanes / 4);
-    high_pair[i] = low_pair[i] + kLanes / 4;
-    gather[i] = i * (kLanes / 4) % kLanes;
-  }
-  const VecF a = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
-  const VecF b = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
-  VecF sum = __builtin_shuffle(a, b, low_pair) + __builtin_shuffle(a, b, high_pair);
-  if constexpr (kLanes >= 16) sum += __builtin_shuffle(sum, LaneNumbers() ^ 2);
-  if constexpr (kLanes >= 8) sum += __builtin_shuffle(sum, LaneNumbers() ^ 1);
-  return __builtin_shuffle(sum, gather);
-}
-
 // s[m, 4] = q[m] . k of four keys.
 template <bool kBf16, int M>
 inline void ScoreFour(const void* const (&keys)[4], const float* q, int64_t head_dim, float* s) {
   VecF sums[M][4] = {};
   for (int64_t d = 0; d < head_dim; d += kChunk) {
-    Halves key[4];
+    Pair key[4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) key[i] = LoadChunk<kBf16>(keys[i], d);
 #pragma GCC unroll 4
@@ -125,7 +97,8 @@ inline void ScoreFour(const void* const (&keys)[4], const float* q, int64_t head
       }
     }
   }
-  for (int m = 0; m < M; ++m) StorePartial(s + m * kTileKeys, AddLanes(sums[m]), 4);
+  for (int m = 0; m < M; ++m)
+    StorePartial(s + m * kTileKeys, AddLanes(sums[m][0], sums[m][1], sums[m][2], sums[m][3]), 4);
 }
 
 // s[m, kTileKeys] = q[m] . k for the vectors of keys in `span`.
@@ -149,19 +122,19 @@ void AddValues(const KeyTile& tile, int64_t dim, const float* p, int64_t begin, 
                const float* alpha, float* out, int64_t stride) {
   // Few sums would wait for each other: consecutive keys then go to different ones.
   constexpr int kChains = M * C == 1 ? 4 : M * C == 2 ? 2 : 1;
-  Halves sums[kChains][M][C] = {};
+  Pair sums[kChains][M][C] = {};
   for (int m = 0; m < M; ++m) {
     for (int c = 0; c < C; ++c) {
-      const Halves before = Split<kBf16>(out + m * stride + dim + c * kChunk);
+      const Pair before = Split<kBf16>(out + m * stride + dim + c * kChunk);
       sums[0][m][c] = {before.first * Set(alpha[m]), before.second * Set(alpha[m])};
     }
   }
   ForKeys<1>(
       begin, end, [&](int64_t key, int stream) __attribute__((always_inline)) {
-        Halves(&to)[M][C] = sums[stream % kChains];
+        Pair(&to)[M][C] = sums[stream % kChains];
 #pragma GCC unroll 2
         for (int c = 0; c < C; ++c) {
-          const Halves value = LoadChunk<kBf16>(tile.v[key], dim + c * kChunk);
+          const Pair value = LoadChunk<kBf16>(tile.v[key], dim + c * kChunk);
 #pragma GCC unroll 8
           for (int m = 0; m < M; ++m) {
             const VecF weight = Set(p[m * kTileKeys + key]);

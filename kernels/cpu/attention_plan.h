@@ -11,7 +11,7 @@
 
 namespace infllm::kernels {
 
-// More units of work than this are not made of a span by splitting keys.
+// About as many units of work are made of a span by splitting keys, if its heads are fewer.
 inline constexpr int64_t kMaxSplits = 64;
 
 enum class KeySource : uint8_t { kNear, kFar, kBlock };
@@ -75,7 +75,7 @@ struct AttentionPlan {
   std::vector<KeyRun> runs;
   std::vector<QueryTile> query_tiles;
   std::vector<SpanPlan> spans;       // of those that have rows
-  std::vector<AttentionUnit> units;  // the costly ones first
+  std::vector<AttentionUnit> units;  // the costly ones first, then those of decoding
   int64_t heads_per_kv = 0;
   int64_t work = 0;  // multiply-adds, roughly
 

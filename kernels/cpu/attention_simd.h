@@ -45,7 +45,8 @@ struct KeyTile {
 
   // Set by pack().
   bool masked;
-  const float* values[kTileKeys];  // rows readable up to a whole number of vectors; not with AMX
+  const float* values[kTileKeys];  // rows readable up to a whole number of vectors; of packed tiles
+                                   // without AMX
   // Per vector of keys: who sees some of them, [some_first, some_end), and who sees all.
   int32_t some_first[kTileKeys / 4];
   int32_t some_end[kTileKeys / 4];

@@ -105,7 +105,7 @@ inline VecF Exponentials(float* p, float max, Span span) {
 template <int M>
 inline void Softmax(const QueryRows& rows, int64_t row, float* p, Span span, float bias,
                     float* alpha) {
-  constexpr int kPadded = (kRowBlock + kLanes - 1) / kLanes * kLanes;
+  constexpr int kPadded = (M + kLanes - 1) / kLanes * kLanes;
   float shift[kPadded] = {};  // first the best score, then what is taken from the scores
 #pragma GCC unroll 6
   for (int m = 0; m < M; ++m) {

@@ -1,5 +1,5 @@
 // Packed weights and their products on the CPU: which part of a product runs where. The arithmetic
-// is in gemm_simd.cc. Arguments have been validated by the caller.
+// is in gemm_simd.cc and gemm_amx.cc. Arguments have been validated by the caller.
 #pragma once
 
 #include <cstdint>

@@ -16,8 +16,8 @@ namespace {
 
 constexpr int kPanelWidth = 2 * kLanes;
 constexpr int64_t kPanelRowBytes = kPanelWidth * sizeof(float);
-// Words of k per pass when several tiles meet a panel: those of the tiles of a block and of two
-// panels, one in use and one being fetched, stay in the second cache level.
+// Words of k per pass: those of the tiles of a block and of the panels in use and being fetched
+// stay in the second cache level.
 constexpr int64_t kPassWords = 512;
 // Weights are fetched from so many places at once: a core reads several streams of memory faster
 // than one.
@@ -249,6 +249,7 @@ void Multiply(const GemmTask& task) {
                              ? 0
                              : (kStepLines + places * pairs - 1) / (places * pairs);
       args.fetch_stride = words / places * kPanelWidth;
+      int64_t fetched = 0;  // lines of each place, by the step
       for (int64_t tile = task.first_tile; tile < task.end_tile; tile += 2) {
         const int64_t row = TileStart(task.rows, tiles, tile);
         const bool two_tiles = tile + 1 < task.end_tile;
@@ -267,6 +268,8 @@ void Multiply(const GemmTask& task) {
           MultiplyBlock<1, 1>(args);
         }
         args.fetch += args.steps * args.fetch_lines * (64 / sizeof(float));
+        fetched += args.fetch_lines;
+        if (fetched >= kStepLines / places) args.fetch_lines = 0;
       }
     }
   }

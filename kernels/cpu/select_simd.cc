@@ -19,17 +19,6 @@ constexpr int kStep = 2 * kLanes;  // elements per turn
 constexpr int kRows = 4;
 constexpr int kQueries = kLanes >= 16 ? 6 : 2;  // the sums and a row's vectors fill the registers
 
-// The elements of one turn. Those of bf16 are the even, then the odd ones, which takes two
-// instructions where widening in order takes four; queries are arranged likewise.
-struct Pair {
-  VecF first, second;
-};
-inline Pair LoadPair(const float* p) { return {Load(p), Load(p + kLanes)}; }
-inline Pair LoadPair(const uint16_t* p) {
-  VecU bits;
-  std::memcpy(&bits, p, sizeof(bits));
-  return {(VecF)(bits << 16), (VecF)(bits & 0xffff0000u)};
-}
 template <typename T>
 inline Pair LoadPairPartial(const T* p, int n) {
 #if defined(__AVX512BW__)
@@ -64,23 +53,6 @@ void SplitQuery(const float* query, int64_t q_heads, int64_t kv_heads, int64_t h
       largest[d] += q[d] > 0 ? q[d] : 0;
     }
   }
-}
-
-// Lane r < 4 is the sum of the lanes of sums[r]: halves are added to halves.
-inline VecF ReduceFour(VecF a, VecF b, VecF c, VecF d) {
-  VecI halves, quarters, fours;
-  for (int i = 0; i < kLanes; ++i) {
-    const int half = i / (kLanes / 2), quarter = i / (kLanes / 4);
-    halves[i] = half * kLanes + i % (kLanes / 2);
-    quarters[i] = quarter / 2 * kLanes + quarter % 2 * (kLanes / 2) + i % (kLanes / 4);
-    fours[i] = i * (kLanes / 4) % kLanes;
-  }
-  const VecF ab = __builtin_shuffle(a, b, halves) + __builtin_shuffle(a, b, halves + kLanes / 2);
-  const VecF cd = __builtin_shuffle(c, d, halves) + __builtin_shuffle(c, d, halves + kLanes / 2);
-  VecF sum = __builtin_shuffle(ab, cd, quarters) + __builtin_shuffle(ab, cd, quarters + kLanes / 4);
-  if constexpr (kLanes >= 16) sum += __builtin_shuffle(sum, LaneNumbers() ^ 2);
-  if constexpr (kLanes >= 8) sum += __builtin_shuffle(sum, LaneNumbers() ^ 1);
-  return __builtin_shuffle(sum, fours);
 }
 
 template <int kCount, typename T>
@@ -118,7 +90,7 @@ void Tile(const ChunkQuery* queries, int64_t width, int64_t first, int64_t end) 
     const int here = static_cast<int>(end - b < kRows ? end - b : kRows);
 #pragma GCC unroll 8
     for (int q = 0; q < kCount; ++q) {
-      const VecF dots = ReduceFour(sums[0][q], sums[1][q], sums[2][q], sums[3][q]);
+      const VecF dots = AddLanes(sums[0][q], sums[1][q], sums[2][q], sums[3][q]);
       StorePartial(queries[q].out + b, dots, here);
     }
   }

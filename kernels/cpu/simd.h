@@ -121,6 +121,36 @@ static inline VecF Rotate(VecF v) {
   for (int i = 0; i < kLanes; ++i) index[i] = (i + n) % kLanes;
   return __builtin_shuffle(v, index);
 }
+
+// Two vectors of consecutive elements. Those of bf16 are the even, then the odd ones, which takes
+// two instructions where widening in order takes four; what they meet is arranged likewise.
+struct Pair {
+  VecF first, second;
+};
+static inline Pair LoadPair(const float* p) { return {Load(p), Load(p + kLanes)}; }
+static inline Pair LoadPair(const uint16_t* p) {
+  VecU bits;
+  std::memcpy(&bits, p, sizeof(bits));
+  return {(VecF)(bits << 16), (VecF)(bits & 0xffff0000u)};
+}
+
+// Lane i < 4 is the sum of the lanes of a, b, c, d: halves are added to halves.
+static inline VecF AddLanes(VecF a, VecF b, VecF c, VecF d) {
+  VecI halves, quarters, fours;
+  for (int i = 0; i < kLanes; ++i) {
+    const int half = i / (kLanes / 2), quarter = i / (kLanes / 4);
+    halves[i] = half * kLanes + i % (kLanes / 2);
+    quarters[i] = quarter / 2 * kLanes + quarter % 2 * (kLanes / 2) + i % (kLanes / 4);
+    fours[i] = i * (kLanes / 4) % kLanes;
+  }
+  const VecF ab = __builtin_shuffle(a, b, halves) + __builtin_shuffle(a, b, halves + kLanes / 2);
+  const VecF cd = __builtin_shuffle(c, d, halves) + __builtin_shuffle(c, d, halves + kLanes / 2);
+  VecF sum = __builtin_shuffle(ab, cd, quarters) + __builtin_shuffle(ab, cd, quarters + kLanes / 4);
+  if constexpr (kLanes >= 16) sum += __builtin_shuffle(sum, LaneNumbers() ^ 2);
+  if constexpr (kLanes >= 8) sum += __builtin_shuffle(sum, LaneNumbers() ^ 1);
+  return __builtin_shuffle(sum, fours);
+}
+
 static inline float ReduceAdd(VecF v) {
   if constexpr (kLanes >= 16) v += Rotate<8>(v);
   if constexpr (kLanes >= 8) v += Rotate<4>(v);

@@ -87,7 +87,8 @@ struct AttentionSpan {
   int64_t block_count = 0;
   // Optional: the attention probability that each token of the near pages draws, summed over the
   // span's queries, is added here: one [q_heads, page_tokens] for each entry, at layer 0;
-  // mass_layer_offset bytes are added. Null entries are left out.
+  // mass_layer_offset bytes are added. Null entries are left out; no two spans may have the same
+  // one.
   float* const* near_mass = nullptr;
   // Optional [block_count]: the probability drawn by each block, summed over heads, queries and
   // tokens, is written here.

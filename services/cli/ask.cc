@@ -130,6 +130,14 @@ class Interview {
     return answers;
   }
   int64_t hits() const { return hits_; }
+  // Retrievals of the sequences counted in: those of the answers, and whose else is asked for.
+  const worker::AttentionStats& attention() const { return attention_; }
+  void CountIn(worker::SequenceId sequence) {
+    const worker::AttentionStats stats = runtime_.engine->StatsOf(sequence);
+    attention_.selections += stats.selections;
+    attention_.cache_hits += stats.cache_hits;
+    attention_.cache_misses += stats.cache_misses;
+  }
 
  private:
   struct Answer {
@@ -173,6 +181,7 @@ class Interview {
                           answer.text += answer.decoder->Finish();
                           answer.outcome = outcome;
                           answer.done = outcome.status.ok();
+                          CountIn(sequence);
                           status_.Update(outcome.status);
                           runtime_.engine->Drop(sequence);
                           --answering_;
@@ -238,20 +247,22 @@ class Interview {
   bool introduced_ = false;  // its question has been
   absl::Status status_;      // the first failure of a question
   int64_t hits_ = 0;
+  worker::AttentionStats attention_;  // of the answers so far
 };
 
-absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Reading& reading) {
+// `attention`: of the reading and the answers.
+absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Reading& reading,
+                            const worker::AttentionStats& attention) {
   Json report = {
       {"policy", worker::Name(flags.runtime.attention.policy)},
       {"text_tokens", reading.tokens},
       {"load_seconds", runtime.load_seconds},
       {"ingest_seconds", reading.seconds},
       {"tokens_per_second", reading.seconds > 0 ? double(reading.tokens) / reading.seconds : 0},
-      {"tokens_per_second_by_tenth", reading.rates},
       {"peak_rss_bytes", PeakRssBytes()}};
+  if (reading.rates.size() == 10) report["tokens_per_second_by_tenth"] = reading.rates;
   if (runtime.store != nullptr) {
     INFLLM_ASSIGN_OR_RETURN(const memstore::StoreStats stats, runtime.store->Stats());
-    const worker::AttentionStats attention = runtime.engine->StatsOf(reading.sequence);
     report["memory"] = {{"blocks_stored", stats.blocks},
                         {"blocks_ram", stats.blocks_ram},
                         {"blocks_cold", stats.blocks_cold},
@@ -271,7 +282,8 @@ void PrintReport(const Json& report) {
                WithThousands(report["text_tokens"].get<int64_t>()),
                HumanSeconds(report["ingest_seconds"].get<double>()),
                WithThousands(static_cast<int64_t>(report["tokens_per_second"].get<double>())));
-  if (const Json& rates = report["tokens_per_second_by_tenth"]; rates.size() == 10) {
+  if (report.contains("tokens_per_second_by_tenth")) {
+    const Json& rates = report["tokens_per_second_by_tenth"];
     absl::PrintF("rate      %s tokens/s over the second tenth of the text, %s over the last\n",
                  WithThousands(static_cast<int64_t>(rates[1].get<double>())),
                  WithThousands(static_cast<int64_t>(rates[9].get<double>())));
@@ -321,7 +333,8 @@ absl::Status RunAsk(const AskFlags& flags) {
   Interview interview(*runtime, scheduler, flags, text, reading, watches);
   INFLLM_ASSIGN_OR_RETURN(Json answers, interview.Run(interrupt));
 
-  INFLLM_ASSIGN_OR_RETURN(Json report, Report(*runtime, flags, reading));
+  interview.CountIn(reading.sequence);
+  INFLLM_ASSIGN_OR_RETURN(Json report, Report(*runtime, flags, reading, interview.attention()));
   if (!watches.empty()) report["recall"] = {{"hits", interview.hits()}, {"asked", watches.size()}};
   if (flags.runtime.json) {
     report["answers"] = std::move(answers);

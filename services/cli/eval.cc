@@ -103,6 +103,11 @@ absl::Status PlanTasks(const EvalFlags& flags, EvalPlan& plan) {
     request.haystack = std::make_shared<const std::string>(std::move(haystack));
   }
   if (!flags.data.empty()) {
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(flags.data, error)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--data ", flags.data, " is not a regular file: it is read more than once"));
+    }
     INFLLM_ASSIGN_OR_RETURN(const std::string data, ReadText(flags.data));
     plan.settings["data"] = HashOf(data);
   }

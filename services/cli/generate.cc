@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -71,7 +72,7 @@ absl::Status RunGenerate(const GenerateFlags& flags) {
   INFLLM_RETURN_IF_ERROR(written);
 
   const double decode_seconds = outcome.total_seconds - outcome.first_token_seconds;
-  const double decoded = static_cast<double>(ids.size()) - 1;
+  const double decoded = std::max(static_cast<double>(ids.size()) - 1, 0.0);
   const nlohmann::ordered_json timings = {
       {"load_seconds", runtime->load_seconds},
       {"time_to_first_token_seconds", outcome.first_token_seconds},

@@ -15,21 +15,25 @@ namespace infllm::services {
 namespace {
 
 // Gives the flags of the method that the command line does not name their value in the preset,
-// through the same checks.
-void ApplyPreset(CLI::App& command, const RuntimeFlags& flags) {
+// through the same checks. To CLI11 they stay not given.
+void ApplyPreset(const CLI::App& command, RuntimeFlags& flags) {
   const absl::StatusOr<MethodSettings> settings = FindPreset(flags.preset, flags.model);
   if (!settings.ok()) {
     throw CLI::ValidationError("--preset", std::string(settings.status().message()));
   }
   for (const auto& [flag, value] : *settings) {
-    if (worker::FindOption(flag) == nullptr) {
+    const worker::AttentionOption* const option = worker::FindOption(flag);
+    if (option == nullptr) {
       throw CLI::ValidationError("--preset", absl::StrCat(flags.preset, " sets ", flag,
                                                           ", which is no flag of the method"));
     }
-    CLI::Option* const option = command.get_option_no_throw("--" + flag);
-    if (option == nullptr || option->count() > 0) continue;  // null where the command has its own
-    option->add_result(value);
-    option->run_callback();
+    const CLI::Option* const given = command.get_option_no_throw("--" + flag);
+    if (given == nullptr || given->count() > 0) continue;  // null where the command has its own
+    if (const absl::Status status = worker::SetOption(*option, value, flags.attention);
+        !status.ok()) {
+      throw CLI::ValidationError("--preset", absl::StrCat(flags.preset, " sets --", flag, ": ",
+                                                          std::string(status.message())));
+    }
   }
 }
 

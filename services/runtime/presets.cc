@@ -29,6 +29,7 @@ MethodSettings Paper(const char* n_local, const char* top_k, const char* cache_b
 }
 
 absl::StatusOr<MethodSettings> Recommended(const std::string& model) {
+  if (model.empty()) return MethodSettings();
   const std::string path = std::filesystem::path(model) / "infllm.json";
   std::error_code error;
   if (!std::filesystem::exists(path, error)) return MethodSettings();

@@ -27,11 +27,12 @@ constexpr int64_t kMostSequences = 32;
 // What a sequence pins of the store's RAM when the store is in this process.
 int64_t PinnedBytes(const worker::ModelConfig& model, const worker::AttentionOptions& attention,
                     kernels::DType dtype) {
+  if (attention.top_k == 0) return 0;
   return attention.cache_blocks * model.layers * 2 * model.kv_heads * attention.block_tokens *
          model.head_dim * static_cast<int64_t>(SizeOf(dtype));
 }
 
-// A text and the question that is being answered.
+// Of two sequences: a text that has been read, and the question that is being answered.
 absl::Status CheckRamHoldsBlockCache(int64_t ram_bytes, const worker::ModelConfig& model,
                                      const worker::AttentionOptions& attention,
                                      kernels::DType dtype) {

@@ -178,7 +178,10 @@ TEST_P(BackendContract, Attention) {
   EXPECT_THAT(with([](auto& a) { a.q_heads = 3, a.page.kv_heads = 2; }),
               Refused(op, "q_heads is 3, must be a multiple of page.kv_heads = 2"));
   EXPECT_THAT(with([](auto& a) { a.window = -1; }), Refused(op, "window is -1"));
-  EXPECT_THAT(with([](auto& a) { a.scale = 0; }), Refused(op, "scale is 0, must be above 0"));
+  EXPECT_THAT(with([](auto& a) { a.scale = 0; }),
+              Refused(op, "scale is 0, must be finite and above 0"));
+  EXPECT_THAT(with([](auto& a) { a.scale = HUGE_VALF; }), Refused(op, "scale is inf"));
+  EXPECT_THAT(with([](auto& a) { a.block_bias = NAN; }), Refused(op, "block_bias is nan"));
   EXPECT_THAT(with([](auto& a) { a.span_count = -1; }), Refused(op, "span_count is -1"));
   EXPECT_THAT(with([](auto& a) { a.spans = nullptr; }), Refused(op, "spans is null"));
   EXPECT_THAT(with([](auto& a) { a.out = nullptr; }), Refused(op, "out is null"));

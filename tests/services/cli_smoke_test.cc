@@ -322,6 +322,16 @@ TEST_F(CliTest, PresetsFillInTheFlagsThatAreNotGiven) {
   EXPECT_EQ(nll({"--model", model, "--dtype=f32", "--preset=none", "--scoring=mean"}), defaults);
 }
 
+TEST_F(CliTest, EndpointsAreEvaluatedWhateverTheModelRecommends) {
+  const std::string model = dir_.file("model");
+  std::filesystem::copy(kModel, model);
+  std::ofstream(model + "/infllm.json") << R"({"method": {"scoring": "mean", "rope-factor": 2}})";
+  const Result result = Run({"eval", "passkey", "--endpoint", "http://127.0.0.1:1", "--model",
+                             model, "--lengths=512", "--out", dir_.file("out")});
+  EXPECT_EQ(result.status, 1) << result.err;  // nobody listens there
+  EXPECT_THAT(result.err, HasSubstr("127.0.0.1"));
+}
+
 TEST_F(CliTest, ABadPresetIsNamed) {
   const std::string model = dir_.file("model");
   std::filesystem::copy(kModel, model);

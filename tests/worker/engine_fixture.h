@@ -31,6 +31,7 @@ class FaultyStore final : public memstore::MemoryStore {
   std::function<absl::Status(const memstore::ContextId&)> fault = [](const auto&) {
     return absl::OkStatus();
   };
+  std::function<void(const memstore::ContextId&)> on_append = [](const auto&) {};  // may throw
   // In the order of their making.
   std::vector<memstore::ContextId> contexts;
 
@@ -41,6 +42,7 @@ class FaultyStore final : public memstore::MemoryStore {
   }
   absl::Status Append(const memstore::ContextId& context, int32_t layer, int64_t first_block,
                       std::span<const std::span<const std::byte>> payloads) override {
+    on_append(context);
     return base_.Append(context, layer, first_block, payloads);
   }
   absl::Status Publish(const memstore::ContextId& context, int32_t layer, int64_t first_block,

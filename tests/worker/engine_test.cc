@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -250,6 +251,48 @@ TEST(EngineTest, ADamagedBlockFailsItsSequenceAndNoOther) {
       }
     }
     EXPECT_EQ(logits[true], logits[false]);
+  }
+}
+
+TEST(EngineTest, ASequenceWhoseBlocksFindNoMemoryFailsAlone) {
+  EngineWorld world(SmallEngineOptions(PolicyKind::kInfLlm), DType::kF32, 2);
+  const std::vector<int32_t> text =
+      RandomTokens(static_cast<size_t>(world.engine->max_item_tokens()), 3);
+  const std::vector<float> expected = world.Read(world.NewSequence(), text);
+  const SequenceId a = world.NewSequence(), b = world.NewSequence();
+  const memstore::ContextId of_a = world.store->contexts[1];
+  world.store->on_append = [&](const memstore::ContextId& context) {
+    if (context == of_a) throw std::bad_alloc();
+  };
+  StepItem items[] = {{.sequence = a, .tokens = text, .want = Want::kLogits},
+                      {.sequence = b, .tokens = text, .want = Want::kLogits}};
+  ASSERT_OK(world.engine->Step(items));
+  EXPECT_THAT(items[0].status, StatusIs(absl::StatusCode::kResourceExhausted));
+  ASSERT_OK(items[1].status);
+  EXPECT_EQ(items[1].logits, expected);
+}
+
+TEST(EngineTest, CompatReferenceIsInfLlmsAlone) {
+  AttentionOptions options = SmallEngineOptions(PolicyKind::kLmInfinite);
+  const std::vector<int32_t> text = RandomTokens(200, 5);
+  EngineWorld plain(options, DType::kF32, 1);
+  options.compat_reference = true;
+  EngineWorld compat(options, DType::kF32, 1);
+  EXPECT_EQ(plain.ReadAll(plain.NewSequence(), text, 64),
+            compat.ReadAll(compat.NewSequence(), text, 64));
+}
+
+TEST(EngineTest, PinsInTheStoresOwnMemoryAreNotCountedTwice) {
+  for (const bool remote : {false, true}) {
+    EngineWorld world(SmallEngineOptions(PolicyKind::kInfLlm), DType::kF32, 1, nullptr,
+                      int64_t{64} << 20, remote);
+    const SequenceId sequence = world.NewSequence();
+    world.ReadAll(sequence, RandomTokens(200, 3), 16);
+    const Engine::KvUse use = world.engine->kv_use();
+    const int64_t pages = (use.pages - use.free_pages) * use.page_bytes;
+    const AttentionStats stats = world.engine->StatsOf(sequence);
+    ASSERT_GT(stats.cache_misses, 0);
+    EXPECT_EQ(stats.device_bytes > pages, remote);
   }
 }
 

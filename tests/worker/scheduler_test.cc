@@ -248,6 +248,34 @@ TEST(SchedulerMemoryTest, RequestsWaitForRoomAndTheLastGivesWayIfNobodyGetsOn) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("--kv-bytes")));
 }
 
+// A step has room for one reader only. The one that needs memory waits although it is alone in the
+// step: the other, whose turn is next, gets on and gives its memory back.
+TEST(SchedulerMemoryTest, AReaderWaitsForOthersThatAreNotInItsStep) {
+  const AttentionOptions options = SmallEngineOptions(PolicyKind::kFull);
+  int64_t page_bytes = 0;
+  {
+    EngineWorld world(options, kernels::DType::kF32, 1);
+    page_bytes = world.engine->kv_use().page_bytes;
+  }
+  // Three pages of 128 tokens.
+  EngineWorld world(options, kernels::DType::kF32, 1, nullptr, 3 * page_bytes);
+  Scheduler scheduler(*world.engine, {.step_tokens = options.exec_block});
+  Generated first, second;
+  Request later = Generate(world.NewSequence(), RandomTokens(100, 13), 1, second);
+  later.on_done = [&, sequence = later.sequence](const Outcome& outcome) {
+    second.outcome = outcome;
+    world.engine->Drop(sequence);
+  };
+  Request request = Generate(world.NewSequence(), RandomTokens(300, 12), 1, first);
+  request.on_read = [&](int64_t read) {
+    if (read == 240) scheduler.Add(std::move(later));  // takes the third page
+  };
+  scheduler.Add(std::move(request));
+  ASSERT_OK(scheduler.Run());
+  EXPECT_OK(second.outcome.status);
+  EXPECT_OK(first.outcome.status);
+}
+
 TEST(SchedulerMemoryTest, APieceThatDoesNotFitIsReadInSmallerOnes) {
   AttentionOptions options = SmallEngineOptions(PolicyKind::kInfLlm);
   int64_t page_bytes = 0;

@@ -36,10 +36,6 @@ absl::Status AttentionOptions::Validate(const ModelConfig& model) const {
   }
   if (policy == PolicyKind::kFull) return absl::OkStatus();
 
-  if (exec_block > n_local) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "exec-block is ", exec_block, ", must not exceed n-local, which is ", n_local));
-  }
   if (model.sliding_window.has_value() && n_local > *model.sliding_window) {
     return absl::InvalidArgumentError(absl::StrCat("n-local is ", n_local,
                                                    ", must not exceed the sliding_window of the "
@@ -48,6 +44,10 @@ absl::Status AttentionOptions::Validate(const ModelConfig& model) const {
   }
   if (policy != PolicyKind::kInfLlm) return absl::OkStatus();
 
+  if (exec_block > n_local) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "exec-block is ", exec_block, ", must not exceed n-local, which is ", n_local));
+  }
   if (representative == kernels::RepresentativeKind::kMeanKey && repr_top_k > block_tokens) {
     return absl::InvalidArgumentError(absl::StrCat(
         "repr-top-k is ", repr_top_k, ", must not exceed block-tokens, which is ", block_tokens));

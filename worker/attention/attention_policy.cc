@@ -138,7 +138,7 @@ absl::Status AttentionPolicy::Prepare() {
 
 absl::StatusOr<std::vector<PageNumber>> AttentionPolicy::TakeCacheSlots() {
   std::vector<PageNumber> slots;
-  if (backend_.host_accessible()) return slots;
+  if (backend_.host_accessible() || options_.top_k == 0) return slots;
   if (arena_.free_pages() < options_.cache_blocks) {
     return NoRoom("the cached blocks of a sequence", options_.cache_blocks, arena_);
   }
@@ -210,6 +210,7 @@ AttentionStats AttentionPolicy::StatsOf(const AttentionState& state) const {
   if (state.far == nullptr) return stats;
   stats.blocks = SelectableBlocks(options_, state.window.tokens());
   stats.device_bytes += static_cast<int64_t>(state.far->cache_pages.size()) * arena_.page_bytes();
+  if (!retriever_->remote()) return stats;  // what is pinned counts as the store's
   for (const FarMemory::Layer& layer : state.far->layers) {
     stats.device_bytes += layer.cache.size_bytes();
   }
@@ -369,7 +370,7 @@ absl::Status AttentionPolicy::Attend(int64_t layer, const float* qkv, float* out
                 .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
                 .block_bias = static_cast<float>(options_.far_bias),
                 .far_rotated = !rules_.raw_keys,
-                .far_unmasked = options_.compat_reference}));
+                .far_unmasked = retriever_ != nullptr && options_.compat_reference}));
   return retriever_ == nullptr ? absl::OkStatus() : retriever_->Attended(layer);
 }
 

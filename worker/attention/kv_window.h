@@ -31,7 +31,6 @@ class KvWindow {
   void Append(int64_t tokens);
 
   // Pages behind the sinks are counted from the first one, dropped ones included.
-  int64_t first_page() const { return first_page_; }
   int64_t full_pages() const {
     return tokens_ <= sink_tokens_ ? 0 : (tokens_ - sink_tokens_) / page_tokens_;
   }

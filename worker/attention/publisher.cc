@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "kernels/core/status_macros.h"
@@ -85,7 +86,8 @@ const std::byte* Publisher::RecordOf(const Batch& batch, int64_t layer, int64_t 
   return arena_.address(page) + arena_.layer_offset(layer);
 }
 
-absl::Status Publisher::Send(const Batch& batch, int32_t layer) const {
+// Runs on threads of the pool, which no exception may leave.
+absl::Status Publisher::Send(const Batch& batch, int32_t layer) const try {
   const FarMemory& far = *batch.part->state->far;
   std::vector<std::span<const std::byte>> records;
   records.reserve(static_cast<size_t>(batch.stored));
@@ -103,6 +105,8 @@ absl::Status Publisher::Send(const Batch& batch, int32_t layer) const {
       model_.head_dim);
   return far.store->Publish(far.context, layer, batch.first_published,
                             {batch.representatives + static_cast<size_t>(layer) * floats, floats});
+} catch (const std::bad_alloc&) {
+  return absl::ResourceExhaustedError("no memory to store blocks");
 }
 
 void Publisher::Publish() {

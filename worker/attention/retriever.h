@@ -40,6 +40,8 @@ class Retriever {
   absl::Status Attended(int64_t layer);
 
   bool optimistic() const { return optimistic_; }
+  // Whether the store is in another process; false until that has been found out.
+  bool remote() const { return remote_; }
   // Once the step has been waited for: the first layer with a block that was not cached, or -1.
   int64_t FirstMissedLayer() const;
   // From this layer on, which will be done again, the step waits.

@@ -15,8 +15,7 @@
 namespace infllm::worker {
 
 // Hands out pieces of shared memory that stay where they are until Reset(), and then hands out the
-// same memory again: a step that needs no more than one before it allocates nothing. Not
-// thread-safe.
+// same memory again: a step that needs what one before it did allocates nothing. Not thread-safe.
 class SharedScratch {
  public:
   // `backend` must outlive the object.

@@ -112,7 +112,14 @@ absl::Status Scheduler::Step(const std::atomic<bool>* cancel) {
   for (const StepItem& item : items_) {
     if (item.status.ok()) rows += static_cast<int64_t>(item.tokens.size());
   }
-  if (std::all_of(items_.begin(), items_.end(), waits)) GiveWay();
+  // A step has room for some of the readers only; each of them has its turn before one gives way.
+  if (!std::all_of(items_.begin(), items_.end(), waits)) {
+    stalled_ = 0;
+  } else if (stalled_ += static_cast<int64_t>(items_.size());
+             stalled_ >= static_cast<int64_t>(running_.size())) {
+    stalled_ = 0;
+    GiveWay();
+  }
   for (size_t i = 0; i < items_.size(); ++i) {
     if (waits(items_[i])) {
       Running& running = *item_running_[i];  // a smaller piece fitted before: no need to wait

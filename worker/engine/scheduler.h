@@ -47,8 +47,9 @@ struct Request {
 class Scheduler {
  public:
   struct Options {
-    // Tokens of one step: more are faster to read, fewer make tokens come more evenly. Exceeded by
-    // up to an exec block where nothing could be read otherwise, and by sequences that generate.
+    // Tokens of one step: more are faster to read, fewer make tokens come more evenly. Pieces of
+    // texts are whole exec blocks, rounded to the nearest, and one at least if nothing else is
+    // read; sequences that generate come on top.
     int64_t step_tokens = 512;
     std::function<double()> clock;  // seconds; the steady clock unless given
   };
@@ -58,8 +59,6 @@ class Scheduler {
   // A request without tokens ends at once: INVALID_ARGUMENT.
   void Add(Request request);
   bool idle() const { return running_.empty(); }
-  // Requests that have begun or wait.
-  int64_t requests() const { return static_cast<int64_t>(running_.size()); }
 
   // Runs one step. A request that fails ends with its status and leaves the others unharmed; one
   // for which KV memory is lacking waits as long as others run. An error of the step as a whole, or
@@ -100,6 +99,7 @@ class Scheduler {
   Engine& engine_;
   const Options options_;
   std::list<Running> running_;
+  int64_t stalled_ = 0;  // items that waited for KV memory since one did not
   // Of the step at hand, reused.
   std::vector<StepItem> items_;
   std::vector<Running*> item_running_;
