@@ -293,9 +293,10 @@ void PrintReport(const Json& report) {
     const Json& memory = report["memory"];
     const auto count = [&](const char* key) { return WithThousands(memory[key].get<int64_t>()); };
     const auto bytes = [&](const char* key) { return FormatByteSize(memory[key].get<int64_t>()); };
-    absl::PrintF("blocks    %s stored: %s in RAM (%s), %s on disk (%s); representatives %s\n",
-                 count("blocks_stored"), count("blocks_ram"), bytes("ram_bytes"),
-                 count("blocks_cold"), bytes("cold_bytes"), bytes("representative_bytes"));
+    absl::PrintF(
+        "blocks    %s stored; %s in RAM (%s), %s on disk (%s), some in both; representatives %s\n",
+        count("blocks_stored"), count("blocks_ram"), bytes("ram_bytes"), count("blocks_cold"),
+        bytes("cold_bytes"), bytes("representative_bytes"));
     const double hits = memory["block_cache_hits"].get<double>();
     const double total = hits + memory["block_cache_misses"].get<double>();
     absl::PrintF("retrieval %s lookups, block cache hit rate %.1f%%, %s blocks read from disk\n",

@@ -4,12 +4,14 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -140,6 +142,7 @@ absl::Status PlanLocal(const EvalFlags& flags, const std::atomic<bool>* cancel, 
   INFLLM_ASSIGN_OR_RETURN(std::vector<AttentionConfiguration> configurations,
                           MakeConfigurations(flags.runtime, choice));
   std::vector<RuntimeFlags> attentions;
+  attentions.reserve(configurations.size());
   for (const AttentionConfiguration& configuration : configurations) {
     attentions.push_back(configuration.flags);
   }
@@ -328,7 +331,13 @@ Command AddEvalCommand(CLI::App& app) {
                  "directory of records and reports; what it holds already is not run again")
       ->capture_default_str();
   const auto floor = [&](const char* name, double& value, const char* help) {
-    app.add_option(name, value, help)->check(CLI::Range(0.0, 1.0));
+    app.add_option(name, value, help)
+        ->check(CLI::Range(0.0, 1.0))
+        ->check([](const std::string& text) {  // Range lets nan pass
+          double number = 0;
+          const bool is_number = absl::SimpleAtod(text, &number) && !std::isnan(number);
+          return std::string(is_number ? "" : "is not a number");
+        });
   };
   floor("--require-score", flags->floors.score,
         "fail if the mean score of an infllm configuration is below this, from 0 to 1, or if an "

@@ -1,6 +1,10 @@
 #include "services/cli/sampling_flags.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+
+#include "absl/strings/numbers.h"
 
 namespace infllm::services {
 
@@ -15,7 +19,12 @@ void AddSamplingFlags(CLI::App& command, SamplingFlags& flags, int64_t default_m
   number("--top-k-sampling", flags.options.top_k, "sample among the k likeliest tokens; 0 is all");
   number("--top-p", flags.options.top_p,
          "sample among the likeliest tokens of this total probability");
-  number("--seed", flags.options.seed, "of the random numbers; the same seed gives the same text");
+  number("--seed", flags.options.seed, "of the random numbers; the same seed gives the same text")
+      ->check([](const std::string& text) {  // CLI11 would wrap what does not fit
+        uint64_t seed = 0;
+        return std::string(absl::SimpleAtoi(text, &seed) ? ""
+                                                         : "must be a number from 0 to 2^64 - 1");
+      });
 }
 
 }  // namespace infllm::services

@@ -2,7 +2,6 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
-#include <grpcpp/impl/codegen/client_unary_call.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/proto_buffer_reader.h>
 #include <grpcpp/support/sync_stream.h>
@@ -25,6 +24,7 @@
 #include "services/memstore/answers.h"
 #include "services/memstore/cancellation.h"
 #include "services/memstore/channel.h"
+#include "services/memstore/unary_call.h"
 #include "services/memstore/wire.h"
 
 namespace infllm::services {
@@ -85,8 +85,8 @@ class RemoteStoreClient final : public RemoteStore {
   // Shows that a memory store listens.
   absl::Status Probe() {
     pb::StatsResponse response;
-    return Settle("Stats",
-                  CallOnce("Stats", &pb::MemoryStore::Stub::Stats, pb::StatsRequest(), &response));
+    return Settle("Stats", CallOnce("Stats", &pb::MemoryStore::Stub::AsyncStats, pb::StatsRequest(),
+                                    &response));
   }
 
   void Cancel() override { cancellation_.Cancel(); }
@@ -103,7 +103,7 @@ class RemoteStoreClient final : public RemoteStore {
     *request.mutable_geometry() = wire::ToProto(options.geometry);
     request.set_crc32c(wire::Checksum(request));
     pb::CreateResponse response;
-    INFLLM_RETURN_IF_ERROR(Call("Create", &pb::MemoryStore::Stub::Create, request, &response));
+    INFLLM_RETURN_IF_ERROR(Call("Create", &pb::MemoryStore::Stub::AsyncCreate, request, &response));
     Remember(id, options.geometry);
     return absl::OkStatus();
   }
@@ -131,7 +131,7 @@ class RemoteStoreClient final : public RemoteStore {
         },
         [&] {
           pb::AppendResponse response;
-          return Call("Append", &pb::MemoryStore::Stub::Append, request, &response);
+          return Call("Append", &pb::MemoryStore::Stub::AsyncAppend, request, &response);
         });
   }
 
@@ -154,7 +154,7 @@ class RemoteStoreClient final : public RemoteStore {
         },
         [&] {
           pb::PublishResponse response;
-          return Call("Publish", &pb::MemoryStore::Stub::Publish, request, &response);
+          return Call("Publish", &pb::MemoryStore::Stub::AsyncPublish, request, &response);
         }));
     NotePublished(context, layer, wire::Later(first_block, blocks));
     return absl::OkStatus();
@@ -218,7 +218,7 @@ class RemoteStoreClient final : public RemoteStore {
     pb::SealRequest request;
     request.set_context(wire::ToProto(context));
     pb::SealResponse response;
-    return Call("Seal", &pb::MemoryStore::Stub::Seal, request, &response);
+    return Call("Seal", &pb::MemoryStore::Stub::AsyncSeal, request, &response);
   }
 
   absl::Status Fork(const ContextId& parent, const ContextId& child) override {
@@ -228,7 +228,7 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_child(wire::ToProto(child));
     request.set_crc32c(wire::Checksum(request));
     pb::ForkResponse response;
-    INFLLM_RETURN_IF_ERROR(Call("Fork", &pb::MemoryStore::Stub::Fork, request, &response));
+    INFLLM_RETURN_IF_ERROR(Call("Fork", &pb::MemoryStore::Stub::AsyncFork, request, &response));
     if (!shared.has_value()) return absl::OkStatus();  // the daemon is asked when it is needed
     const std::lock_guard lock(mutex_);
     contexts_[child] = *shared;
@@ -239,7 +239,7 @@ class RemoteStoreClient final : public RemoteStore {
     pb::DropRequest request;
     request.set_context(wire::ToProto(context));
     pb::DropResponse response;
-    absl::Status status = Call("Drop", &pb::MemoryStore::Stub::Drop, request, &response);
+    absl::Status status = Call("Drop", &pb::MemoryStore::Stub::AsyncDrop, request, &response);
     if (absl::IsCancelled(status)) status = LastDrop(request);
     INFLLM_RETURN_IF_ERROR(status);
     const std::lock_guard lock(mutex_);
@@ -250,7 +250,7 @@ class RemoteStoreClient final : public RemoteStore {
   absl::StatusOr<memstore::StoreStats> Stats() override {
     pb::StatsResponse response;
     INFLLM_RETURN_IF_ERROR(
-        Call("Stats", &pb::MemoryStore::Stub::Stats, pb::StatsRequest(), &response));
+        Call("Stats", &pb::MemoryStore::Stub::AsyncStats, pb::StatsRequest(), &response));
     memstore::StoreStats stats = wire::FromProto(response);
     stats.corrupt_blocks += refused_answers_.load(std::memory_order_relaxed);
     return stats;
@@ -258,8 +258,8 @@ class RemoteStoreClient final : public RemoteStore {
 
  private:
   template <typename Request, typename Response>
-  using Method = grpc::Status (pb::MemoryStore::Stub::*)(grpc::ClientContext*, const Request&,
-                                                         Response*);
+  using Method = std::unique_ptr<grpc::ClientAsyncResponseReader<Response>> (
+      pb::MemoryStore::Stub::*)(grpc::ClientContext*, const Request&, grpc::CompletionQueue*);
 
   template <typename Request, typename Response>
   absl::Status Call(std::string_view name, Method<Request, Response> method, const Request& request,
@@ -270,10 +270,10 @@ class RemoteStoreClient final : public RemoteStore {
   template <typename Request, typename Response>
   absl::Status CallOnce(std::string_view name, Method<Request, Response> method,
                         const Request& request, Response* response) {
-    grpc::ClientContext context;
-    const Cancellation::Call in_flight(cancellation_, context);
-    context.set_deadline(absl::ToChronoTime(absl::Now() + call_timeout_));
-    return ToStatus(name, ((*stub_).*method)(&context, request, response));
+    const auto start = [&](grpc::ClientContext* context, grpc::CompletionQueue* queue) {
+      return ((*stub_).*method)(context, request, queue);
+    };
+    return ToStatus(name, CallUnary(&cancellation_, absl::Now() + call_timeout_, start, response));
   }
 
   // Hands every message of the answer to `accept`; its error ends the call. Messages are read as
@@ -372,14 +372,17 @@ class RemoteStoreClient final : public RemoteStore {
 
   // After a cancellation: without retries, and all of them within kLastDrops.
   absl::Status LastDrop(const pb::DropRequest& request) {
-    grpc::ClientContext context;
+    absl::Time end;
     {
       const std::lock_guard lock(mutex_);
       if (last_drops_end_ == absl::InfiniteFuture()) last_drops_end_ = absl::Now() + kLastDrops;
-      context.set_deadline(absl::ToChronoTime(last_drops_end_));
+      end = last_drops_end_;
     }
+    const auto start = [&](grpc::ClientContext* context, grpc::CompletionQueue* queue) {
+      return stub_->AsyncDrop(context, request, queue);
+    };
     pb::DropResponse response;
-    return ToStatus("Drop", stub_->Drop(&context, request, &response));
+    return ToStatus("Drop", CallUnary(nullptr, end, start, &response));
   }
 
   absl::Status ToStatus(std::string_view call, const grpc::Status& status) const {
@@ -455,7 +458,7 @@ class RemoteStoreClient final : public RemoteStore {
     pb::DescribeResponse response;
     const absl::Status status = retrier_.Run([&]() -> absl::Status {
       INFLLM_RETURN_IF_ERROR(
-          CallOnce("Describe", &pb::MemoryStore::Stub::Describe, request, &response));
+          CallOnce("Describe", &pb::MemoryStore::Stub::AsyncDescribe, request, &response));
       if (response.crc32c() != wire::DescribeChecksum(context, response.geometry())) {
         return Counted(error::DamagedAnswer(target_, {context}, "its checksum does not fit"));
       }

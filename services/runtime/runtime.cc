@@ -81,7 +81,7 @@ absl::StatusOr<std::string> ReadAll(int fd, const std::string& path) {
     bytes.resize(filled + kStepBytes);
     const ssize_t count = ::read(fd, bytes.data() + filled, kStepBytes);
     if (count < 0 && errno != EINTR) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+      return absl::ErrnoToStatus(errno, absl::StrCat("cannot read \"", path, "\""));
     }
     bytes.resize(filled + static_cast<size_t>(std::max<ssize_t>(count, 0)));
     if (count == 0) return bytes;
@@ -93,7 +93,7 @@ absl::StatusOr<std::string> ReadPath(const std::string& path) {
   const worker::UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   struct stat info {};
   if (fd.get() < 0 || ::fstat(fd.get(), &info) != 0) {
-    return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot read \"", path, "\""));
   }
   if (S_ISDIR(info.st_mode) || S_ISBLK(info.st_mode) ||
       (S_ISCHR(info.st_mode) && ::isatty(fd.get()) == 0)) {

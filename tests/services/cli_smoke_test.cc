@@ -128,7 +128,7 @@ TEST_F(CliTest, BadInputIsStatusOneAndOneLine) {
            {{"score", "--model", kModel, "--token-ids", dir_.Write("ids", "[1, 999999]")},
             "999999"},
            {{"generate", "--model", kModel, "--prompt-file", "/proc/self/mem"},
-            "cannot read /proc/self/mem: Input/output error"},
+            "cannot read \"/proc/self/mem\": Input/output error"},
            {{"generate", "--model", kModel, "--prompt-file", dir_.path()}, "is a directory"},
            {{"score", "--model", kModel, "--text", "/dev/zero"}, "/dev/zero is a device"},
            {{"score", "--model", kModel, "--token-ids", "/dev/full"}, "/dev/full is a device"},

@@ -89,8 +89,9 @@ absl::StatusOr<std::unique_ptr<AttentionPolicy>> AttentionPolicy::New(
       UsesMass(options) ? model.q_heads * rules.page_tokens * int64_t{sizeof(float)} : 0;
   const int64_t kv_bytes =
       environment.kv_bytes / (page.page_bytes() + mass_bytes) * page.page_bytes();
-  INFLLM_ASSIGN_OR_RETURN(PageArena arena, PageArena::New(*environment.backend, page.page_bytes(),
-                                                          model.layers, kv_bytes));
+  INFLLM_ASSIGN_OR_RETURN(PageArena arena,
+                          PageArena::New(*environment.backend, page.page_bytes(), model.layers,
+                                         mass_bytes > 0 ? kv_bytes : environment.kv_bytes));
   std::unique_ptr<AttentionPolicy> policy(
       new AttentionPolicy(model, options, environment, rules, page, std::move(arena)));
   if (mass_bytes > 0) {
