@@ -122,7 +122,10 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : kExitUsage;
+    if (app.exit(error) != 0) return kExitUsage;
+    if (std::cout.flush()) return 0;
+    std::cerr << "infllm-memstore: the help cannot be written to stdout\n";
+    return kExitError;
   }
   const absl::Status status = Serve(options);
   if (!status.ok()) {

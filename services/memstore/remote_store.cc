@@ -35,7 +35,7 @@ using memstore::ContextId;
 using memstore::Geometry;
 using memstore::Selection;
 
-// Of all Drops after a cancellation together: an interrupt ends within a second.
+// Of all last Drops together: an interrupt ends within a second.
 constexpr absl::Duration kLastDrops = absl::Milliseconds(500);
 
 // The system's time; waits end when all is cancelled.
@@ -239,8 +239,13 @@ class RemoteStoreClient final : public RemoteStore {
     pb::DropRequest request;
     request.set_context(wire::ToProto(context));
     pb::DropResponse response;
-    absl::Status status = Call("Drop", &pb::MemoryStore::Stub::AsyncDrop, request, &response);
-    if (absl::IsCancelled(status)) status = LastDrop(request);
+    absl::Status status;
+    if (gave_up_) {  // who waited for the daemon in vain does not wait again to clean up
+      status = LastDrop(request);
+    } else {
+      status = Call("Drop", &pb::MemoryStore::Stub::AsyncDrop, request, &response);
+      if (absl::IsCancelled(status)) status = LastDrop(request);
+    }
     INFLLM_RETURN_IF_ERROR(status);
     const std::lock_guard lock(mutex_);
     contexts_.erase(context);
@@ -370,7 +375,8 @@ class RemoteStoreClient final : public RemoteStore {
     return absl::OkStatus();
   }
 
-  // After a cancellation: without retries, and all of them within kLastDrops.
+  // After a cancellation, or when the daemon is not there: without retries, and all of them within
+  // kLastDrops.
   absl::Status LastDrop(const pb::DropRequest& request) {
     absl::Time end;
     {
@@ -402,7 +408,8 @@ class RemoteStoreClient final : public RemoteStore {
   }
 
   // What the caller is told when nothing is tried any more.
-  absl::Status Settle(std::string_view call, absl::Status status) const {
+  absl::Status Settle(std::string_view call, absl::Status status) {
+    gave_up_ = absl::IsUnavailable(status);
     if (absl::IsAborted(status)) return error::AlwaysDamaged(status);
     if (absl::IsCancelled(status)) return error::Cancelled(target_, call);
     return status;
@@ -484,6 +491,7 @@ class RemoteStoreClient final : public RemoteStore {
   SystemClock clock_;
   Retrier retrier_;
   std::atomic<int64_t> refused_answers_{0};
+  std::atomic<bool> gave_up_ = false;  // the last call that ended found no daemon
   mutable std::mutex mutex_;
   absl::flat_hash_map<ContextId, Context> contexts_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_drops_end_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();

@@ -137,6 +137,22 @@ TEST_F(RemoteStoreRetryTest, AnErrorThatStaysIsReportedAsItIs) {
   EXPECT_EQ(clock_.Now() - start, absl::Seconds(3)) << "a lost block stays lost";
 }
 
+TEST_F(RemoteStoreRetryTest, WhoHasWaitedInVainDoesNotWaitAgainToDrop) {
+  const auto store = Connect({.clock = &clock_});
+  std::atomic<int> drops = 0;
+  puppet_.append = [](auto&&...) { return absl::UnavailableError("gone"); };
+  puppet_.drop = [&](auto&&...) {
+    ++drops;
+    return absl::UnavailableError("gone");
+  };
+  const absl::Time start = clock_.Now();
+  EXPECT_THAT(store->Append(kContext, 0, 0, {}), StatusIs(absl::StatusCode::kUnavailable));
+  const absl::Duration patience = clock_.Now() - start;
+  EXPECT_THAT(store->Drop(kContext), StatusIs(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(clock_.Now() - start, patience);
+  EXPECT_EQ(drops, 1);
+}
+
 TEST_F(RemoteStoreRetryTest, AQueryThatFailsLeavesTheOthers) {
   const auto store = Connect({.clock = &clock_});
   puppet_.select = [&](auto&&...) {

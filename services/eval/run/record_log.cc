@@ -172,8 +172,12 @@ absl::StatusOr<std::unique_ptr<RecordLog>> RecordLog::Open(const std::string& di
   INFLLM_RETURN_IF_ERROR(log->Lock());
   const std::string manifest_path = directory + "/manifest.json";
   INFLLM_ASSIGN_OR_RETURN(const std::optional<std::string> before, ReadIfThere(manifest_path));
+  INFLLM_RETURN_IF_ERROR(log->Load());
+  const Records& records = log->records();
+  const bool empty = records.answers.empty() && records.skips.empty() &&
+                     records.perplexities.empty() && records.ingests.empty();
   Manifest merged = manifest;
-  if (before.has_value()) {
+  if (before.has_value() && !empty) {  // what has no results binds nobody
     INFLLM_ASSIGN_OR_RETURN(const Manifest old, ParseManifest(*before, manifest_path));
     INFLLM_RETURN_IF_ERROR(CheckSame(old.settings, manifest.settings, directory, ""));
     for (const auto& [name, settings] : old.configurations) {
@@ -185,9 +189,7 @@ absl::StatusOr<std::unique_ptr<RecordLog>> RecordLog::Open(const std::string& di
     merged.settings.insert(old.settings.begin(), old.settings.end());
     merged.configurations.insert(old.configurations.begin(), old.configurations.end());
   }
-  INFLLM_RETURN_IF_ERROR(log->Load());
-  if (!before.has_value() && !(log->records().answers.empty() && log->records().skips.empty() &&
-                               log->records().perplexities.empty())) {
+  if (!before.has_value() && !empty) {
     return absl::FailedPreconditionError(
         absl::StrCat(directory,
                      " holds records but no manifest.json, which tells what they were made with: "

@@ -255,6 +255,12 @@ TEST_F(RunnerTest, OtherSettingsAreRefusedByName) {
   EXPECT_EQ(Read("records.jsonl") + Read("manifest.json"), before);
 }
 
+TEST_F(RunnerTest, SettingsWithoutResultsBindNobody) {
+  ASSERT_OK(RecordLog::Open(dir_.file("out"), {.settings = {{"seed", "1"}}}).status());
+  ASSERT_OK(RecordLog::Open(dir_.file("out"), {.settings = {{"seed", "2"}}}).status());
+  EXPECT_THAT(Read("manifest.json"), AllOf(HasSubstr("\"2\""), Not(HasSubstr("\"1\""))));
+}
+
 TEST_F(RunnerTest, DamagedFilesAreRefused) {
   ASSERT_OK(RunEval(Plan(), nullptr));
   const std::string manifest = Read("manifest.json");
