@@ -47,8 +47,9 @@ double LogSumOfWeights(const float* logits, int64_t vocab, double top) {
   return std::log(sum);
 }
 
+// ln softmax(logits)[token]; NaN where no logit is above -inf.
 double LogProb(const float* logits, int64_t vocab, float top, int32_t token) {
-  if (top == kNegInf) return -std::log(static_cast<double>(vocab));
+  if (top == kNegInf) return std::numeric_limits<double>::quiet_NaN();
   const double log_sum = LogSumOfWeights(logits, vocab, top);
   const float logit = logits[token];
   if (logit == top) return -log_sum;

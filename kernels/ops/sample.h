@@ -1,6 +1,6 @@
 // From logits to tokens. A NaN logit counts as -inf: never drawn where any logit is above it.
-// Equals are as likely as each other, infinite ones too; so a row without any finite logit nor +inf
-// is uniform, and its likeliest token is 0.
+// Equals are as likely as each other, infinite ones too. A row without any logit above -inf says
+// nothing: its logprobs are NaN, its tokens drawn as from equals, its likeliest token is 0.
 #pragma once
 
 #include <cstdint>

@@ -29,6 +29,7 @@ int32_t Argmax(const std::vector<double>& row) {
 
 double LogProb(const std::vector<double>& row, int32_t token) {
   const double top = row[static_cast<size_t>(Argmax(row))];
+  if (top == kNegInf) return std::numeric_limits<double>::quiet_NaN();
   const double logit = row[static_cast<size_t>(token)];
   double sum = 0;
   for (const double other : row) sum += Weight(other, top, 1);

@@ -322,6 +322,24 @@ TEST_F(CliTest, PresetsFillInTheFlagsThatAreNotGiven) {
   EXPECT_EQ(nll({"--model", model, "--dtype=f32", "--preset=none", "--scoring=mean"}), defaults);
 }
 
+TEST_F(CliTest, AModelWhoseWeightsAreNoNumbersIsNamed) {
+  const std::string model = dir_.file("model");
+  std::filesystem::copy(kModel, model);
+  {
+    std::fstream file(model + "/model.safetensors",
+                      std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(-1024, std::ios::end);
+    file << std::string(1024, '\xff');
+  }
+  for (const std::vector<std::string>& command : std::vector<std::vector<std::string>>{
+           {"score", "--model", model, "--text", dir_.Write("text", "Once upon a time")},
+           {"generate", "--model", model, "--prompt", "Once"}}) {
+    const Result result = Run(command);
+    EXPECT_EQ(result.status, 1);
+    EXPECT_THAT(result.err, HasSubstr("gives no logits after token"));
+  }
+}
+
 TEST_F(CliTest, EndpointsAreEvaluatedWhateverTheModelRecommends) {
   const std::string model = dir_.file("model");
   std::filesystem::copy(kModel, model);

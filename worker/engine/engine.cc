@@ -1,6 +1,7 @@
 #include "worker/engine/engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -143,7 +144,7 @@ absl::Status Engine::Step(std::span<StepItem> items, const std::atomic<bool>* ca
   absl::Status status = Run(cancel);
   for (size_t i = 0; i < parts_.size(); ++i) {
     StepItem& item = *part_items_[i];
-    if (!item.unchanged) item.status = status.ok() ? parts_[i].status : status;
+    if (!item.unchanged && !status.ok()) item.status = status;
     if (!item.status.ok() && !item.unchanged) Find(item.sequence)->failed = true;
   }
   return status;
@@ -278,6 +279,13 @@ void Engine::ReadWanted() {
       if (want.token == 0) {
         item.scores.clear();
         item.logits.clear();
+      }
+      if (item.want != StepItem::Want::kLogits && std::isnan(wanted.logprob[i])) {
+        item.status = absl::InvalidArgumentError(absl::StrCat(
+            "the model gives no logits after token ",
+            position(item.sequence) - static_cast<int64_t>(item.tokens.size()) + want.token,
+            ": its weights are damaged, or its activations overflow in this dtype"));
+        continue;
       }
       if (item.want == StepItem::Want::kSample) {
         item.token = wanted.token[i];
