@@ -1,5 +1,5 @@
-// Attention of a few rows: keys and values are read where they lie. All is fp32; pair of a
-// chunk are two vectors of dimensions, of bf16 the even and the odd ones.
+// Attention of a few rows: keys and values are read where they lie. All is fp32; a chunk of
+// dimensions is a pair of vectors, of bf16 the even and the odd ones.
 #include "kernels/cpu/attention_in_place_simd.h"
 
 #include <cstdint>
