@@ -62,6 +62,8 @@ struct Geometry {
   size_t representative_floats() const {
     return static_cast<size_t>(representative_shape().rows() * head_dim);
   }
+  // Of a representative as it is kept.
+  size_t representative_bytes() const { return representative_floats() * kernels::SizeOf(dtype); }
   // [q_heads, head_dim].
   size_t query_floats() const { return size_t{1} * q_heads * head_dim; }
   friend bool operator==(const Geometry&, const Geometry&) = default;

@@ -39,7 +39,11 @@ absl::Status BlockIndex::Add(std::span<const float> representatives) {
         absl::StrCat("representatives have ", representatives.size(), " floats, which is not a ",
                      "multiple of slots * heads * head_dim = ", floats_));
   }
-  const std::vector<std::byte> kept = Converted(representatives);
+  return AddKept(Converted(representatives));
+}
+
+absl::Status BlockIndex::AddKept(std::span<const std::byte> kept) {
+  INFLLM_CHECK(kept.size() % block_bytes_ == 0);
   for (std::span<const std::byte> rest = kept; !rest.empty();) {
     if (room_ == 0) INFLLM_RETURN_IF_ERROR(AddChunk(rest.size() / block_bytes_));
     Extent& last = extents_.back();
@@ -60,15 +64,30 @@ absl::Status BlockIndex::Add(std::span<const float> representatives) {
 absl::StatusOr<bool> BlockIndex::Holds(int64_t block, std::span<const float> representative) const {
   INFLLM_CHECK(block >= 0 && block < size_);
   if (representative.size() != floats_) return false;
-  const auto extent = std::upper_bound(extents_.begin(), extents_.end(), block,
-                                       [](int64_t b, const Extent& e) { return b < e.first; }) -
-                      1;
-  const Chunk& chunk = *(*chunks_)[extent - extents_.begin()];
-  std::vector<std::byte> kept(block_bytes_);
-  INFLLM_RETURN_IF_ERROR(backend_->Copy(
-      stream_, kept.data(), chunk.data() + (block - extent->first) * block_bytes_, block_bytes_));
+  INFLLM_ASSIGN_OR_RETURN(const std::string kept, Read(block, 1));
+  return std::ranges::equal(std::as_bytes(std::span(kept)), Converted(representative));
+}
+
+size_t BlockIndex::ExtentOf(int64_t block) const {
+  const auto after = std::upper_bound(extents_.begin(), extents_.end(), block,
+                                      [](int64_t b, const Extent& e) { return b < e.first; });
+  return static_cast<size_t>(after - extents_.begin()) - 1;
+}
+
+absl::StatusOr<std::string> BlockIndex::Read(int64_t first, int64_t blocks) const {
+  INFLLM_CHECK(first >= 0 && blocks >= 0 && first + blocks <= size_);
+  std::string kept(static_cast<size_t>(blocks) * block_bytes_, '\0');
+  for (int64_t done = 0; done < blocks;) {
+    const size_t i = ExtentOf(first + done);
+    const int64_t at = first + done - extents_[i].first;
+    const int64_t count = std::min(blocks - done, extents_[i].blocks - at);
+    INFLLM_RETURN_IF_ERROR(backend_->Copy(stream_, kept.data() + done * block_bytes_,
+                                          (*chunks_)[i]->data() + at * block_bytes_,
+                                          static_cast<size_t>(count) * block_bytes_));
+    done += count;
+  }
   INFLLM_RETURN_IF_ERROR(backend_->Synchronize(stream_));
-  return kept == Converted(representative);
+  return kept;
 }
 
 IndexView BlockIndex::View() const {
@@ -82,9 +101,16 @@ IndexView BlockIndex::View() const {
 
 // The last chunk may have room: it stays the original's to fill, behind the blocks that the fork
 // can see; the fork opens a chunk of its own.
-BlockIndex BlockIndex::Fork() const {
+BlockIndex BlockIndex::Fork(int64_t blocks) const {
+  INFLLM_CHECK(blocks >= 0 && blocks <= size_);
   BlockIndex fork = *this;
   fork.room_ = 0;
+  if (blocks == size_) return fork;
+  fork.size_ = blocks;
+  fork.extents_.resize(blocks == 0 ? 0 : ExtentOf(blocks - 1) + 1);
+  if (blocks > 0) fork.extents_.back().blocks = blocks - fork.extents_.back().first;
+  fork.chunks_ = std::make_shared<const Chunks>(chunks_->begin(),
+                                                chunks_->begin() + fork.extents_.size());
   return fork;
 }
 

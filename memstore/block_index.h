@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -33,12 +34,18 @@ class BlockIndex {
   // Representatives [count, slots, heads, head_dim] of the next `count` blocks. Waits for the
   // device. After an error the index has as many of them as size() says.
   absl::Status Add(std::span<const float> representatives);
+  // The same, of representatives as they are kept: those that Read() has given.
+  absl::Status AddKept(std::span<const std::byte> kept);
+  // Representatives of [first, first + blocks), as they are kept. Waits for the device.
+  // REQUIRES: these blocks are there.
+  absl::StatusOr<std::string> Read(int64_t first, int64_t blocks) const;
   // Whether `block` has these representatives, once rounded to the dtype they are kept in. Waits
   // for the device.
   // REQUIRES: 0 <= block < size().
   absl::StatusOr<bool> Holds(int64_t block, std::span<const float> representative) const;
   IndexView View() const;
-  BlockIndex Fork() const;
+  // Of the first `blocks` blocks. REQUIRES: they are there.
+  BlockIndex Fork(int64_t blocks) const;
 
  private:
   // One allocation.
@@ -60,6 +67,8 @@ class BlockIndex {
     int64_t blocks = 0;  // that it holds, as far as this index can see
   };
 
+  // Where the extent of a block is in the list.
+  size_t ExtentOf(int64_t block) const;
   absl::Status AddChunk(int64_t wanted_blocks);
   // As they are kept.
   std::vector<std::byte> Converted(std::span<const float> representatives) const;

@@ -2,7 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,9 +15,10 @@
 
 namespace infllm::memstore {
 
-// Where blocks go that RAM has no room for: immutable values of 4 KB to 1 MB under short binary
-// keys, all of one length. It stores bytes and knows nothing of blocks; integrity is the caller's
-// (block_codec.h).
+// Where blocks go that RAM has no room for, and what outlives the process. It has entries: immutable
+// values of 4 KB to a few MB under short binary keys, all of one length; and records: few small
+// values that say which entries are committed. It stores bytes and knows nothing of blocks;
+// integrity is the caller's (block_codec.h, commit_record.h).
 // Thread-safe; calls block on I/O.
 class ColdStore {
  public:
@@ -38,20 +41,42 @@ class ColdStore {
                                         std::span<const std::span<std::byte>> outs) = 0;
   // Keys that hold nothing are fine.
   virtual absl::Status Delete(std::span<const std::string_view> keys) = 0;
+
+  // Whether what it holds is there again when it is opened the next time. The rest is for those;
+  // the others are UNIMPLEMENTED.
+  virtual bool durable() const { return false; }
+
+  // Changes records, all or none; no value: the record is deleted. When it returns OK, the changes
+  // and, if there is a value among them, all entries that were put before survive the end of the
+  // process and of the machine. A change is never there without those entries.
+  struct RecordChange {
+    std::string key;
+    std::optional<std::string> value;
+  };
+  virtual absl::Status ChangeRecords(std::span<const RecordChange> changes);
+  // All of them, by key.
+  virtual absl::StatusOr<std::map<std::string, std::string>> ReadRecords();
+
+  // The largest key of an entry; empty if there is none.
+  virtual absl::StatusOr<std::string> LastKey();
+  // Deletes the entries whose keys are in [begin, end).
+  virtual absl::Status DeleteRange(std::string_view begin, std::string_view end);
 };
 
 struct RocksDbOptions {
-  std::string directory;  // created if missing; one store at a time
+  std::string directory;  // created if missing, for its user alone; one store at a time
+  // Otherwise scratch space: emptied when it is opened and when it is closed.
+  bool durable = false;
 };
-// Scratch space on a disk: emptied when it is opened and when it is closed, because no context
-// outlives its process. Made for keys that grow with time (cold_key.h). Takes up to about 130 MB of
-// RAM for writing, and raises the process's soft limit of open files. In a forked child it may only
-// be destroyed, which leaves the parent's alone.
-//   FAILED_PRECONDITION  another store has the directory open, or it holds other files
-//   PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full), UNAVAILABLE (I/O error)
+// Made for keys that grow with time (cold_key.h). Takes up to about 130 MB of RAM for writing, and
+// raises the process's soft limit of open files. In a forked child it may only be destroyed, which
+// leaves the parent's alone.
+//   FAILED_PRECONDITION  another store has the directory open, it holds other files, or it was
+//                        written in another format
+//   PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full), DATA_LOSS (damaged), UNAVAILABLE (I/O error)
 absl::StatusOr<std::unique_ptr<ColdStore>> OpenRocksDb(const RocksDbOptions& options);
 
-// Keeps values in RAM: for tests.
+// Keeps everything in RAM: for tests.
 std::unique_ptr<ColdStore> NewFakeColdStore();
 
 }  // namespace infllm::memstore

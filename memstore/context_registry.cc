@@ -1,5 +1,6 @@
 #include "memstore/context_registry.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,9 +21,9 @@ absl::Status IsSomethingElse(const Context& existing, absl::string_view what) {
                                                " exists already ", what, ": take another id"));
 }
 
-bool IsAsForked(Context::Layer& layer, int64_t blocks, int64_t published) {
+bool IsAsForked(Context::Layer& layer) {
   const std::lock_guard lock(layer.mu);
-  return layer.blocks.size() == blocks && layer.index.size() == published;
+  return layer.blocks.size() == layer.forked_blocks && layer.index.size() == layer.forked_published;
 }
 
 }  // namespace
@@ -42,8 +43,20 @@ void BlockTable::Append(std::shared_ptr<StoredBlock> block) {
   tail_.clear();
 }
 
-Context::Layer::Layer(BlockIndex index_in, const Layer* parent)
-    : blocks(parent != nullptr ? parent->blocks : BlockTable()),
+BlockTable BlockTable::First(int64_t blocks) const {
+  INFLLM_CHECK(blocks >= 0 && blocks <= size_);
+  BlockTable first;
+  const auto whole = static_cast<size_t>(blocks / kSegmentBlocks);
+  const auto rest = static_cast<size_t>(blocks % kSegmentBlocks);
+  first.full_.assign(full_.begin(), full_.begin() + static_cast<std::ptrdiff_t>(whole));
+  const Segment& last = whole < full_.size() ? *full_[whole] : tail_;
+  first.tail_.assign(last.begin(), last.begin() + static_cast<std::ptrdiff_t>(rest));
+  first.size_ = blocks;
+  return first;
+}
+
+Context::Layer::Layer(BlockTable blocks_in, BlockIndex index_in)
+    : blocks(std::move(blocks_in)),
       index(std::move(index_in)),
       forked_blocks(blocks.size()),
       forked_published(index.size()) {}
@@ -70,13 +83,12 @@ absl::StatusOr<std::shared_ptr<Context>> ContextRegistry::Insert(std::shared_ptr
 }
 
 absl::Status ContextRegistry::Create(const ContextId& id, const ContextOptions& options) {
-  INFLLM_ASSIGN_OR_RETURN(const kernels::Stream stream, WriteStream());
-  auto context = std::make_shared<Context>();
+  auto context = std::make_shared<Context>(/*is_committed=*/false);
   context->owner =
       std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = options});
   for (int32_t i = 0; i < options.geometry.layers; ++i) {
-    context->layers.push_back(std::make_unique<Context::Layer>(
-        BlockIndex(backend_, stream, options.geometry, representative_bytes_), nullptr));
+    INFLLM_ASSIGN_OR_RETURN(BlockIndex index, NewIndex(options.geometry));
+    context->layers.push_back(std::make_unique<Context::Layer>(BlockTable(), std::move(index)));
   }
   INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(std::move(context)));
   if (existing == nullptr) return absl::OkStatus();
@@ -87,16 +99,39 @@ absl::Status ContextRegistry::Create(const ContextId& id, const ContextOptions& 
   return absl::OkStatus();
 }
 
-absl::Status ContextRegistry::Fork(Context& parent, const ContextId& child) {
-  auto context = std::make_shared<Context>();
+absl::StatusOr<BlockIndex> ContextRegistry::NewIndex(const Geometry& geometry) {
+  INFLLM_ASSIGN_OR_RETURN(const kernels::Stream stream, WriteStream());
+  return BlockIndex(backend_, stream, geometry, representative_bytes_);
+}
+
+std::shared_ptr<Context> ContextRegistry::Copy(Context& from, const ContextId& id, int64_t blocks,
+                                               bool committed) {
+  auto context = std::make_shared<Context>(committed);
   context->owner = std::make_shared<const BlockOwner>(
-      BlockOwner{.context = child, .options = parent.owner->options});
-  context->parent = parent.owner->context;
-  for (const auto& layer : parent.layers) {
+      BlockOwner{.context = id, .options = from.owner->options});
+  context->parent = from.owner->context;
+  for (const auto& layer : from.layers) {
     const std::lock_guard lock(layer->mu);
-    context->layers.push_back(std::make_unique<Context::Layer>(layer->index.Fork(), layer.get()));
+    context->layers.push_back(std::make_unique<Context::Layer>(
+        layer->blocks.First(std::min(blocks, layer->blocks.size())),
+        layer->index.Fork(std::min(blocks, layer->index.size()))));
   }
-  INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(std::move(context)));
+  const std::lock_guard lock(from.mu);
+  context->base = from.committed ? from.owner->context : from.base;
+  for (const PartUse& use : from.committed_representatives) {
+    const int64_t used = std::min(use.blocks, blocks - use.part->info().first_block);
+    if (used > 0) context->committed_representatives.push_back({.part = use.part, .blocks = used});
+  }
+  return context;
+}
+
+std::shared_ptr<Context> ContextRegistry::Snapshot(Context& context, const ContextId& id) {
+  return Copy(context, id, MemoryStore::kAllBlocks, /*committed=*/true);
+}
+
+absl::Status ContextRegistry::Fork(Context& parent, const ContextId& child, int64_t blocks) {
+  const std::shared_ptr<Context> fork = Copy(parent, child, blocks, /*committed=*/false);
+  INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(fork));
   if (existing == nullptr) return absl::OkStatus();
   if (existing->parent != parent.owner->context) {
     return IsSomethingElse(*existing,
@@ -104,11 +139,9 @@ absl::Status ContextRegistry::Fork(Context& parent, const ContextId& child) {
   }
   for (size_t i = 0; i < parent.layers.size(); ++i) {
     Context::Layer& layer = *existing->layers[i];
-    const int64_t blocks = layer.forked_blocks, published = layer.forked_published;
-    if (!IsAsForked(layer, blocks, published)) {
-      return IsSomethingElse(*existing, "and has grown since it was forked");
-    }
-    if (!IsAsForked(*parent.layers[i], blocks, published)) {
+    if (!IsAsForked(layer)) return IsSomethingElse(*existing, "and has grown since it was forked");
+    if (layer.forked_blocks != fork->layers[i]->forked_blocks ||
+        layer.forked_published != fork->layers[i]->forked_published) {
       return IsSomethingElse(*existing, "and its parent has grown since it was forked");
     }
   }

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "memstore/block_index.h"
+#include "memstore/committed_part.h"
 #include "memstore/memory_store.h"
 #include "memstore/tiered_blocks.h"
 
@@ -27,6 +28,8 @@ class BlockTable {
   // REQUIRES: 0 <= index < size().
   const std::shared_ptr<StoredBlock>& operator[](int64_t index) const;
   void Append(std::shared_ptr<StoredBlock> block);
+  // The first `blocks` of them. REQUIRES: blocks <= size().
+  BlockTable First(int64_t blocks) const;
 
  private:
   static constexpr int64_t kSegmentBlocks = 256;
@@ -39,9 +42,10 @@ class BlockTable {
 
 // One context. Every layer has its own lock, which covers no I/O.
 struct Context {
+  explicit Context(bool is_committed) : committed(is_committed) {}
+
   struct Layer {
-    // `parent` is locked by the caller, or null.
-    Layer(BlockIndex index_in, const Layer* parent);
+    Layer(BlockTable blocks_in, BlockIndex index_in);
 
     std::mutex mu;
     BlockTable blocks ABSL_GUARDED_BY(mu);
@@ -53,7 +57,13 @@ struct Context {
   std::shared_ptr<const BlockOwner> owner;  // shared with the blocks appended here
   std::optional<ContextId> parent;          // that it was forked from
   std::vector<std::unique_ptr<Layer>> layers;
-  std::atomic<bool> sealed = false;  // checked under a layer's lock before the layer changes
+  const bool committed = false;             // it never changes
+
+  // What commits of it can use of earlier ones.
+  std::mutex mu;
+  // The last committed context that it comes from; zero: none.
+  ContextId base ABSL_GUARDED_BY(mu);
+  std::vector<PartUse> committed_representatives ABSL_GUARDED_BY(mu);  // of its first blocks
 
   const Geometry& geometry() const { return owner->options.geometry; }
 };
@@ -69,7 +79,11 @@ class ContextRegistry {
   //   ALREADY_EXISTS      the id is that of something else
   //   RESOURCE_EXHAUSTED  limits::kMaxContexts exist
   absl::Status Create(const ContextId& id, const ContextOptions& options);
-  absl::Status Fork(Context& parent, const ContextId& child);
+  absl::Status Fork(Context& parent, const ContextId& child, int64_t blocks);
+  // A committed context of `id` that is as `context` now; it is not among the others.
+  static std::shared_ptr<Context> Snapshot(Context& context, const ContextId& id);
+  // An index for a layer of a context that is not made by Create or Fork.
+  absl::StatusOr<BlockIndex> NewIndex(const Geometry& geometry);
   // NOT_FOUND
   absl::StatusOr<std::shared_ptr<Context>> Find(const ContextId& id) const;
   absl::StatusOr<std::shared_ptr<Context>> Remove(const ContextId& id);
@@ -78,6 +92,8 @@ class ContextRegistry {
   int64_t representative_bytes() const { return representative_bytes_; }
 
  private:
+  static std::shared_ptr<Context> Copy(Context& from, const ContextId& id, int64_t blocks,
+                                       bool committed);
   // The stream that writes representatives.
   absl::StatusOr<kernels::Stream> WriteStream();
   // Null if it is in, or what has the id already.

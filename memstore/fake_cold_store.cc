@@ -49,8 +49,39 @@ class FakeColdStore final : public ColdStore {
     return absl::OkStatus();
   }
 
+  bool durable() const override { return true; }
+
+  absl::Status ChangeRecords(std::span<const RecordChange> changes) override {
+    const std::lock_guard lock(mu_);
+    for (const RecordChange& change : changes) {
+      if (change.value.has_value()) {
+        records_[change.key] = *change.value;
+      } else {
+        records_.erase(change.key);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::map<std::string, std::string>> ReadRecords() override {
+    const std::lock_guard lock(mu_);
+    return records_;
+  }
+
+  absl::StatusOr<std::string> LastKey() override {
+    const std::lock_guard lock(mu_);
+    return values_.empty() ? std::string() : values_.rbegin()->first;
+  }
+
+  absl::Status DeleteRange(std::string_view begin, std::string_view end) override {
+    const std::lock_guard lock(mu_);
+    values_.erase(values_.lower_bound(begin), values_.lower_bound(end));
+    return absl::OkStatus();
+  }
+
  private:
   std::mutex mu_;
+  std::map<std::string, std::string> records_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, std::vector<std::byte>, std::less<>> values_ ABSL_GUARDED_BY(mu_);
 };
 

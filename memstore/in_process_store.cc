@@ -3,10 +3,12 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "memstore/catalog.h"
 #include "memstore/context_registry.h"
 #include "memstore/limits.h"
 #include "memstore/selector.h"
@@ -16,9 +18,20 @@
 namespace infllm::memstore {
 namespace {
 
-absl::Status Sealed(const ContextId& id) {
+absl::Status NeverChanges(const ContextId& id) {
   return absl::FailedPreconditionError(
-      absl::StrCat("context ", ToString(id), " is sealed: fork it and go on in the fork"));
+      absl::StrCat("context ", ToString(id), " is committed: fork it and go on in the fork"));
+}
+
+absl::Status IsCommitted(const ContextId& id) {
+  return absl::AlreadyExistsError(
+      absl::StrCat("context ", ToString(id), " exists already and is committed: take another id"));
+}
+
+absl::Status NotDurable() {
+  return absl::FailedPreconditionError(
+      "the memory store keeps nothing on disk, so it cannot commit a context: start it with "
+      "--data-dir");
 }
 
 absl::Status Gap(absl::string_view what, int64_t first_block, int64_t size) {
@@ -40,12 +53,23 @@ IndexView Clipped(const IndexView& view, int64_t end) {
 
 class InProcessStore final : public MemoryStore {
  public:
-  InProcessStore(const InProcessOptions& options, kernels::Backend& backend,
-                 std::unique_ptr<ColdStore> cold)
-      : ram_capacity_bytes_(options.ram_capacity_bytes),
-        tiers_(TieredBlocks::Create(options.ram_capacity_bytes, std::move(cold))),
-        contexts_(backend),
-        selector_(backend) {}
+  static absl::StatusOr<std::unique_ptr<InProcessStore>> Open(const InProcessOptions& options,
+                                                              kernels::Backend& backend,
+                                                              std::unique_ptr<ColdStore> cold) {
+    uint64_t first_entry = 1;
+    const bool durable = cold != nullptr && cold->durable();
+    if (durable) {
+      INFLLM_ASSIGN_OR_RETURN(first_entry, Catalog::FirstFreeEntry(*cold));
+    }
+    std::unique_ptr<InProcessStore> store(
+        new InProcessStore(options, backend, std::move(cold), first_entry));
+    if (durable) {
+      INFLLM_ASSIGN_OR_RETURN(
+          store->catalog_,
+          Catalog::Open(store->tiers_, store->contexts_, options.ram_capacity_bytes / 2));
+    }
+    return store;
+  }
   // Handles may outlive the store: their payloads stay, the thread and the cold store do not.
   ~InProcessStore() override { tiers_->Shutdown(); }
 
@@ -58,7 +82,17 @@ class InProcessStore final : public MemoryStore {
                                                        " bytes, the whole RAM tier ",
                                                        ram_capacity_bytes_, ": raise --ram-bytes"));
     }
+    if (catalog_ != nullptr && catalog_->Has(id)) return IsCommitted(id);
     return contexts_.Create(id, options);
+  }
+
+  absl::StatusOr<Geometry> Describe(const ContextId& id) override {
+    const absl::StatusOr<std::shared_ptr<Context>> context = contexts_.Find(id);
+    if (context.ok()) return (*context)->geometry();
+    if (catalog_ == nullptr) return context.status();
+    const std::optional<CommittedContext> committed = catalog_->Find(id);
+    if (!committed.has_value()) return context.status();
+    return committed->options.geometry;
   }
 
   absl::Status Append(const ContextId& id, int32_t layer_index, int64_t first_block,
@@ -89,7 +123,7 @@ class InProcessStore final : public MemoryStore {
 
     const std::lock_guard lock(place.layer->mu);
     BlockIndex& index = place.layer->index;
-    if (place.context->sealed) return Sealed(id);
+    if (place.context->committed) return NeverChanges(id);
     if (first_block > index.size()) return Gap("publishing", first_block, index.size());
     if (first_block + count > place.layer->blocks.size()) {
       return absl::FailedPreconditionError(
@@ -170,30 +204,53 @@ class InProcessStore final : public MemoryStore {
     return tiers_->Acquire(blocks);
   }
 
-  absl::Status Seal(const ContextId& id) override {
-    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Find(id));
-    context->sealed = true;
-    // Whoever holds a layer's lock may have looked before; afterwards nothing changes any more.
-    for (const auto& layer : context->layers) const std::lock_guard barrier(layer->mu);
-    return absl::OkStatus();
-  }
-
-  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
+  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t blocks) override {
     INFLLM_RETURN_IF_ERROR(Validate(child));
-    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Find(parent));
-    return contexts_.Fork(*context, child);
+    INFLLM_RETURN_IF_ERROR(CheckField("blocks", blocks, 0, kAllBlocks));
+    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, FindContext(parent));
+    if (catalog_ != nullptr && catalog_->Has(child)) return IsCommitted(child);
+    return contexts_.Fork(*context, child, blocks);
   }
 
   absl::Status Drop(const ContextId& id) override {
-    { INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Remove(id)); }
+    if (catalog_ != nullptr && catalog_->Has(id)) {
+      INFLLM_RETURN_IF_ERROR(catalog_->Drop(id));
+    } else {
+      INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, contexts_.Remove(id));
+    }
     tiers_->DeleteDropped();
     return absl::OkStatus();
+  }
+
+  absl::Status Commit(const CommitRequest& request) override {
+    if (catalog_ == nullptr) return NotDurable();
+    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, FindContext(request.context));
+    INFLLM_RETURN_IF_ERROR(catalog_->Commit(request, *context));
+    tiers_->DeleteDropped();  // of what was replaced
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<CommittedContext> FindCommitted(std::string_view tenant,
+                                                 std::string_view name) override {
+    if (catalog_ == nullptr) return NotDurable();
+    return catalog_->FindName(tenant, name);
+  }
+
+  absl::StatusOr<std::vector<CommittedContext>> ListCommitted(std::string_view tenant) override {
+    if (catalog_ == nullptr) return NotDurable();
+    return catalog_->List(tenant);
+  }
+
+  absl::StatusOr<Checkpoint> ReadCheckpoint(const ContextId& committed) override {
+    if (catalog_ == nullptr) return NotDurable();
+    return catalog_->ReadCheckpoint(committed);
   }
 
   absl::StatusOr<StoreStats> Stats() override {
     StoreStats stats;
     tiers_->AddTo(stats);
     stats.contexts = contexts_.size();
+    if (catalog_ != nullptr) stats.committed = catalog_->size();
     stats.representative_bytes = contexts_.representative_bytes();
     stats.selects = selects_;
     return stats;
@@ -206,9 +263,22 @@ class InProcessStore final : public MemoryStore {
     Context::Layer* layer = nullptr;
   };
 
+  InProcessStore(const InProcessOptions& options, kernels::Backend& backend,
+                 std::unique_ptr<ColdStore> cold, uint64_t first_entry)
+      : ram_capacity_bytes_(options.ram_capacity_bytes),
+        tiers_(TieredBlocks::Create(options.ram_capacity_bytes, std::move(cold), first_entry)),
+        contexts_(backend),
+        selector_(backend) {}
+
+  absl::StatusOr<std::shared_ptr<Context>> FindContext(const ContextId& id) const {
+    absl::StatusOr<std::shared_ptr<Context>> context = contexts_.Find(id);
+    if (context.ok() || catalog_ == nullptr || !catalog_->Has(id)) return context;
+    return catalog_->Load(id);
+  }
+
   absl::StatusOr<Place> Find(const ContextId& id, int32_t layer) const {
     Place place;
-    INFLLM_ASSIGN_OR_RETURN(place.context, contexts_.Find(id));
+    INFLLM_ASSIGN_OR_RETURN(place.context, FindContext(id));
     const int32_t layers = place.context->geometry().layers;
     if (layer < 0 || layer >= layers) {
       return absl::OutOfRangeError(
@@ -233,7 +303,6 @@ class InProcessStore final : public MemoryStore {
                             tiers_->Store(place.context->owner, place.layer_index, block, payload));
     {
       const std::lock_guard lock(place.layer->mu);
-      if (place.context->sealed) return Sealed(place.context->owner->context);
       if (place.layer->blocks.size() == block) {
         place.layer->blocks.Append(std::move(fresh));
         return absl::OkStatus();
@@ -247,7 +316,7 @@ class InProcessStore final : public MemoryStore {
   absl::StatusOr<std::shared_ptr<StoredBlock>> StoredOrNext(const Place& place, int64_t block) {
     const std::lock_guard lock(place.layer->mu);
     const BlockTable& blocks = place.layer->blocks;
-    if (place.context->sealed) return Sealed(place.context->owner->context);
+    if (place.context->committed) return NeverChanges(place.context->owner->context);
     if (block > blocks.size()) return Gap("appending", block, blocks.size());
     return block < blocks.size() ? blocks[block] : nullptr;
   }
@@ -321,16 +390,17 @@ class InProcessStore final : public MemoryStore {
   const int64_t ram_capacity_bytes_;
   const std::shared_ptr<TieredBlocks> tiers_;  // shared with blocks, which handles keep alive
   ContextRegistry contexts_;
+  std::unique_ptr<Catalog> catalog_;  // null without a durable cold store
   Selector selector_;
   std::atomic<int64_t> selects_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<MemoryStore> NewInProcessStore(const InProcessOptions& options,
-                                               kernels::Backend& backend,
-                                               std::unique_ptr<ColdStore> cold) {
-  return std::make_unique<InProcessStore>(options, backend, std::move(cold));
+absl::StatusOr<std::unique_ptr<MemoryStore>> NewInProcessStore(const InProcessOptions& options,
+                                                               kernels::Backend& backend,
+                                                               std::unique_ptr<ColdStore> cold) {
+  return InProcessStore::Open(options, backend, std::move(cold));
 }
 
 }  // namespace infllm::memstore

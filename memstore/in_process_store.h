@@ -16,9 +16,11 @@ struct InProcessOptions {
 // The store itself; the daemon serves one, an embedded worker owns one. Payloads live in the RAM
 // tier and, when it is full, the least recently used go to `cold` (may be null: then a full RAM
 // tier is RESOURCE_EXHAUSTED). Representatives live in memory of `backend`, which must outlive the
-// store. Handles may outlive the store; the cold store is closed with it.
-std::unique_ptr<MemoryStore> NewInProcessStore(const InProcessOptions& options,
-                                               kernels::Backend& backend,
-                                               std::unique_ptr<ColdStore> cold);
+// store. Handles may outlive the store; the cold store is closed with it. If that is durable the
+// store can commit contexts, and has those that were committed to it before.
+//   DATA_LOSS, UNAVAILABLE  what `cold` has committed cannot be read
+absl::StatusOr<std::unique_ptr<MemoryStore>> NewInProcessStore(const InProcessOptions& options,
+                                                               kernels::Backend& backend,
+                                                               std::unique_ptr<ColdStore> cold);
 
 }  // namespace infllm::memstore

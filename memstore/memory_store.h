@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -24,6 +25,37 @@ struct ContextOptions {
   std::string recipe;
   Geometry geometry;
   friend bool operator==(const ContextOptions&, const ContextOptions&) = default;
+};
+
+// A context as it was when it was committed. It never changes and outlives every process; it is read
+// and forked like any other, until it is dropped.
+struct CommittedContext {
+  ContextId id;
+  std::string name;  // one of a tenant's; 1 to limits::kMaxNameBytes bytes, no control characters
+  ContextOptions options;
+  int64_t tokens = 0;        // read so far
+  int64_t blocks = 0;        // stored, of each layer
+  int64_t published = 0;     // of these
+  ContextId base;            // the committed context that it went on from; zero: none
+  int64_t created_ms = 0;    // since the epoch
+  int64_t stored_bytes = 0;  // on disk; what it shares with others counts in full
+  friend bool operator==(const CommittedContext&, const CommittedContext&) = default;
+};
+// What goes into a committed context beside its blocks.
+struct Checkpoint {
+  std::vector<int32_t> tokens;
+  // What the worker needs to go on beside the blocks (worker/attention/checkpoint.h).
+  std::vector<std::byte> state;
+};
+struct CommitRequest {
+  ContextId context;  // is committed as it is now, and may grow on
+  ContextId id;       // new: of the committed one
+  std::string name;
+  // The committed context that has the name now and makes room; zero: none has it.
+  ContextId replaces;
+  int64_t blocks = 0;  // of every layer that the checkpoint reckons with
+  std::span<const int32_t> tokens;
+  std::span<const std::byte> state;
 };
 
 struct SelectQuery {
@@ -64,7 +96,8 @@ struct IndexView {
 };
 
 struct StoreStats {
-  int64_t contexts = 0;
+  int64_t contexts = 0;     // that are not committed
+  int64_t committed = 0;    // contexts
   int64_t blocks = 0;       // distinct payloads, shared ones once
   int64_t blocks_ram = 0;   // of these in the RAM tier (a block may be in both)
   int64_t blocks_cold = 0;  // of these in the cold tier
@@ -94,10 +127,13 @@ class MemoryStore {
   //   RESOURCE_EXHAUSTED  too many contexts, or the RAM tier is smaller than one block
   virtual absl::Status Create(const ContextId& id, const ContextOptions& options) = 0;
 
+  // The shape of its blocks.
+  virtual absl::StatusOr<Geometry> Describe(const ContextId& context) = 0;
+
   // Stores payloads of `layer` as blocks first_block, first_block + 1, ... Each is copied once, and
   // checked on the way. Repeating a call is OK.
   //   ALREADY_EXISTS       a block holds different bytes; a stored block never changes
-  //   FAILED_PRECONDITION  first_block leaves a gap, or the context is sealed
+  //   FAILED_PRECONDITION  first_block leaves a gap, or the context is committed
   //   RESOURCE_EXHAUSTED   no tier has room; the text says which limit to raise
   virtual absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
                               std::span<const std::span<const std::byte>> payloads) = 0;
@@ -105,7 +141,7 @@ class MemoryStore {
   // Makes stored blocks selectable: representatives [count, slots, heads, head_dim]
   // (Geometry::representative_shape) of blocks first_block, ... They come after the payloads, as
   // late as they like: a mean key depends on later queries. They are kept in the geometry's dtype.
-  //   FAILED_PRECONDITION  a block's payload is not stored yet, a gap, or the context is sealed
+  //   FAILED_PRECONDITION  a block's payload is not stored yet, a gap, or the context is committed
   //   INVALID_ARGUMENT     a value is not finite, or not in the range of the geometry's dtype, or
   //                        a least key is above the largest
   //   ALREADY_EXISTS       a block has different representatives already, as they are kept
@@ -134,17 +170,37 @@ class MemoryStore {
   virtual absl::StatusOr<std::vector<BlockHandle>> Fetch(const ContextId& context, int32_t layer,
                                                          std::span<const int64_t> blocks) = 0;
 
-  // Ends appending and publishing; a sealed context can be read and forked. Repeating it is OK.
-  virtual absl::Status Seal(const ContextId& context) = 0;
-
-  // A new, unsealed context that shares all stored blocks and representatives and then grows apart.
-  // Repeating a call is OK, as long as neither has grown.
+  // A new context that shares the first `blocks` blocks of every layer, as far as they are stored,
+  // and their representatives, and then grows apart. Repeating a call is OK, as long as neither has
+  // grown.
   //   ALREADY_EXISTS    `child` exists and is something else
-  //   INVALID_ARGUMENT  `child` is zero
-  virtual absl::Status Fork(const ContextId& parent, const ContextId& child) = 0;
+  //   INVALID_ARGUMENT  `child` is zero, or `blocks` negative
+  static constexpr int64_t kAllBlocks = INT64_MAX;
+  virtual absl::Status Fork(const ContextId& parent, const ContextId& child,
+                            int64_t blocks = kAllBlocks) = 0;
 
-  // Forgets the context; payloads go when no fork needs them.
+  // Forgets the context, also a committed one; payloads go when no fork needs them.
   virtual absl::Status Drop(const ContextId& context) = 0;
+
+  // Makes the context, as it is now, outlive every process. Once it returns OK, neither the end of
+  // any process nor of the machine loses anything of it. Repeating a call is OK.
+  //   INVALID_ARGUMENT     the id is zero, or name or sizes are out of their limits
+  //   ALREADY_EXISTS       the name belongs to another committed context than `replaces`, or the id
+  //                        to something else
+  //   FAILED_PRECONDITION  the store keeps nothing on disk; or the layers of the context do not all
+  //                        have `blocks` blocks, as many published
+  //   RESOURCE_EXHAUSTED   the disk is full; what was committed before is unharmed
+  virtual absl::Status Commit(const CommitRequest& request) = 0;
+
+  // NOT_FOUND: the tenant has no committed context of that name.
+  virtual absl::StatusOr<CommittedContext> FindCommitted(std::string_view tenant,
+                                                         std::string_view name) = 0;
+  // All of the tenant's, by name.
+  virtual absl::StatusOr<std::vector<CommittedContext>> ListCommitted(std::string_view tenant) = 0;
+  // What Commit was given.
+  //   NOT_FOUND  no committed context has the id
+  //   DATA_LOSS  it failed its integrity check
+  virtual absl::StatusOr<Checkpoint> ReadCheckpoint(const ContextId& committed) = 0;
 
   virtual absl::StatusOr<StoreStats> Stats() = 0;
 };

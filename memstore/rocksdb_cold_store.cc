@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/cold_store.h"
@@ -23,10 +24,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Of the directory. Its lock says that the directory is in use, its name whose it is: we empty what
-// we open, and must not empty what is another's.
-constexpr char kMarkerName[] = "INFLLM_COLD_TIER";
+// Of the directory. Its lock says that the directory is in use, its name whose it is: we write to
+// what we open, or empty it, and must not do so to what is another's.
+constexpr char kMarkerName[] = "INFLLM_MEMSTORE";
 constexpr char kDatabaseName[] = "blocks";
+// The column family of the records, and the one that says how all is written.
+constexpr char kRecordsName[] = "records";
+constexpr char kFormatKey[] = "format";
+constexpr char kFormat[] = "1";
 
 // Threads that read for one Get of several keys, the caller included. Four 64 KB reads at once get
 // 1.5x to 2x the bytes of one at a time from a virtual disk; MultiGet reads one after the other.
@@ -48,7 +53,7 @@ absl::Status FromRocksDb(const rocksdb::Status& status, std::string_view directo
   if (status.IsCorruption()) return absl::DataLossError(text);
   if (status.IsNoSpace() || status.subcode() == rocksdb::Status::kSpaceLimit) {
     return absl::ResourceExhaustedError(
-        absl::StrCat(text, ": free space on this disk or give another --cold-dir"));
+        absl::StrCat(text, ": free space on this disk or give another --data-dir"));
   }
   return absl::UnavailableError(text);
 }
@@ -85,7 +90,7 @@ rocksdb::Options MakeOptions(bool direct_io) {
   rocksdb::Options options;
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
   options.create_if_missing = true;
-  options.error_if_exists = true;
+  options.create_missing_column_families = true;
   options.compression = rocksdb::kNoCompression;  // keys and values do not compress
   // The page cache would double what the RAM tier holds, outside its bound.
   options.use_direct_reads = direct_io;
@@ -105,7 +110,7 @@ rocksdb::Options MakeOptions(bool direct_io) {
   options.level0_file_num_compaction_trigger = 4;
   options.level0_slowdown_writes_trigger = 1 << 20;
   options.level0_stop_writes_trigger = 1 << 20;
-  options.avoid_flush_during_shutdown = true;  // the values go anyway
+  options.avoid_flush_during_shutdown = true;  // what is not flushed is not committed
   options.info_log_level = rocksdb::WARN_LEVEL;
   options.keep_log_file_num = 1;
   options.stats_dump_period_sec = 0;
@@ -116,8 +121,11 @@ rocksdb::Options MakeOptions(bool direct_io) {
 class RocksDbColdStore final : public ColdStore {
  public:
   // Takes over the locked `marker_fd`.
-  RocksDbColdStore(std::string directory, int marker_fd)
-      : directory_(std::move(directory)), marker_fd_(marker_fd), owner_pid_(::getpid()) {}
+  RocksDbColdStore(const RocksDbOptions& options, int marker_fd)
+      : directory_(options.directory),
+        durable_(options.durable),
+        marker_fd_(marker_fd),
+        owner_pid_(::getpid()) {}
 
   ~RocksDbColdStore() override {
     if (::getpid() != owner_pid_) {
@@ -127,25 +135,33 @@ class RocksDbColdStore final : public ColdStore {
     } else {
       readers_.reset();
       const bool opened = db_ != nullptr;
+      if (opened) {
+        for (rocksdb::ColumnFamilyHandle* family : families_) {
+          db_->DestroyColumnFamilyHandle(family).PermitUncheckedError();
+        }
+      }
       db_.reset();
       // Nothing can refer to the values any more.
-      if (opened) rocksdb::DestroyDB(DatabasePath(), rocksdb::Options()).PermitUncheckedError();
+      if (opened && !durable_) {
+        rocksdb::DestroyDB(DatabasePath(), rocksdb::Options()).PermitUncheckedError();
+      }
     }
     ::close(marker_fd_);
   }
 
   absl::Status Open() {
-    rocksdb::Status status = rocksdb::DestroyDB(DatabasePath(), rocksdb::Options());
-    if (!status.ok()) return FromRocksDb(status, directory_);
-    rocksdb::DB* db = nullptr;
-    status = rocksdb::DB::Open(MakeOptions(/*direct_io=*/true), DatabasePath(), &db);
+    rocksdb::Status status;
+    if (!durable_) {
+      status = rocksdb::DestroyDB(DatabasePath(), rocksdb::Options());
+      if (!status.ok()) return FromRocksDb(status, directory_);
+    }
+    status = OpenDatabase(/*direct_io=*/true);
     if (status.IsNotSupported() || status.IsInvalidArgument()) {  // e.g. tmpfs
-      status = rocksdb::DB::Open(MakeOptions(/*direct_io=*/false), DatabasePath(), &db);
+      status = OpenDatabase(/*direct_io=*/false);
     }
     if (!status.ok()) return FromRocksDb(status, directory_);
-    db_.reset(db);
     readers_ = std::make_unique<ReaderPool>(kReaders);
-    return absl::OkStatus();
+    return durable_ ? CheckFormat() : absl::OkStatus();
   }
 
   // RocksDB of Debian 12 may abort the process when a flush meets a full disk (an assertion in
@@ -161,7 +177,7 @@ class RocksDbColdStore final : public ColdStore {
     if (available >= needed) return absl::OkStatus();
     return absl::ResourceExhaustedError(
         absl::StrCat("cold tier in ", directory_, ": the disk has ", available >> 20, " MiB left, ",
-                     needed >> 20, " MiB are needed: free space on it or give another --cold-dir"));
+                     needed >> 20, " MiB are needed: free space on it or give another --data-dir"));
   }
 
   absl::Status Put(std::span<const Entry> entries) override {
@@ -188,8 +204,103 @@ class RocksDbColdStore final : public ColdStore {
   }
 
   absl::Status Delete(std::span<const std::string_view> keys) override;
+  bool durable() const override { return durable_; }
+
+  absl::Status ChangeRecords(std::span<const RecordChange> changes) override {
+    rocksdb::WriteBatch batch;
+    bool adds = false;
+    for (const RecordChange& change : changes) {
+      const rocksdb::Slice key = ToSlice(change.key);
+      const rocksdb::Status status = change.value.has_value()
+                                         ? batch.Put(records(), key, ToSlice(*change.value))
+                                         : batch.Delete(records(), key);
+      if (!status.ok()) return FromRocksDb(status, directory_);
+      adds |= change.value.has_value();
+    }
+    if (adds) {
+      INFLLM_RETURN_IF_ERROR(CheckDiskHolds(batch.GetDataSize()));
+      // Entries are in no log: what makes them durable is that they are in a file.
+      INFLLM_RETURN_IF_ERROR(
+          FromRocksDb(db_->Flush(rocksdb::FlushOptions(), db_->DefaultColumnFamily()), directory_));
+    }
+    rocksdb::WriteOptions logged;
+    logged.sync = true;
+    return FromRocksDb(db_->Write(logged, &batch), directory_);
+  }
+
+  absl::StatusOr<std::map<std::string, std::string>> ReadRecords() override {
+    std::map<std::string, std::string> all;
+    const std::unique_ptr<rocksdb::Iterator> at(
+        db_->NewIterator(rocksdb::ReadOptions(), records()));
+    for (at->SeekToFirst(); at->Valid(); at->Next()) {
+      if (at->key() != kFormatKey) all.emplace(at->key().ToString(), at->value().ToString());
+    }
+    INFLLM_RETURN_IF_ERROR(FromRocksDb(at->status(), directory_));
+    return all;
+  }
+
+  absl::StatusOr<std::string> LastKey() override {
+    const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(rocksdb::ReadOptions()));
+    at->SeekToLast();
+    INFLLM_RETURN_IF_ERROR(FromRocksDb(at->status(), directory_));
+    return at->Valid() ? at->key().ToString() : std::string();
+  }
+
+  // Where there is nothing, nothing is written.
+  absl::Status DeleteRange(std::string_view begin, std::string_view end) override {
+    rocksdb::ReadOptions bounded;
+    const rocksdb::Slice from = ToSlice(begin), limit = ToSlice(end);
+    bounded.iterate_upper_bound = &limit;
+    const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(bounded));
+    at->Seek(from);
+    INFLLM_RETURN_IF_ERROR(FromRocksDb(at->status(), directory_));
+    if (!at->Valid()) return absl::OkStatus();
+    rocksdb::WriteBatch tombstones;
+    INFLLM_RETURN_IF_ERROR(FromRocksDb(DeleteRun(begin, end, tombstones), directory_));
+    return FromRocksDb(db_->Write(WriteOptions(), &tombstones), directory_);
+  }
 
  private:
+  rocksdb::Status OpenDatabase(bool direct_io) {
+    const rocksdb::Options options = MakeOptions(direct_io);
+    rocksdb::ColumnFamilyOptions of_records(options);
+    of_records.write_buffer_size = size_t{1} << 20;
+    rocksdb::DB* db = nullptr;
+    const rocksdb::Status status = rocksdb::DB::Open(
+        options, DatabasePath(),
+        {{rocksdb::kDefaultColumnFamilyName, options}, {kRecordsName, of_records}}, &families_,
+        &db);
+    if (status.ok()) db_.reset(db);
+    return status;
+  }
+  rocksdb::ColumnFamilyHandle* records() const { return families_[1]; }
+
+  absl::Status CheckFormat() {
+    std::string format;
+    rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), records(), kFormatKey, &format);
+    if (status.IsNotFound()) {
+      rocksdb::WriteOptions logged;
+      logged.sync = true;
+      status = db_->Put(logged, records(), kFormatKey, kFormat);
+      format = kFormat;
+    }
+    if (!status.ok()) return FromRocksDb(status, directory_);
+    if (format == kFormat) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat(directory_, " is written in format ", absl::CHexEscape(format),
+                     ", this program knows ", kFormat,
+                     ": use the program that wrote it, or give another --data-dir"));
+  }
+
+  // Of all keys in [begin, end). Whole files go at once, without being read again by a compaction.
+  rocksdb::Status DeleteRun(std::string_view begin, std::string_view end,
+                            rocksdb::WriteBatch& tombstones) {
+    const rocksdb::Slice from = ToSlice(begin), limit = ToSlice(end);
+    const rocksdb::Status status = rocksdb::DeleteFilesInRange(
+        db_.get(), db_->DefaultColumnFamily(), &from, &limit, /*include_end=*/false);
+    return status.ok() ? tombstones.DeleteRange(from, limit) : status;
+  }
+
   static rocksdb::WriteOptions WriteOptions() {
     rocksdb::WriteOptions options;
     options.disableWAL = true;
@@ -211,9 +322,11 @@ class RocksDbColdStore final : public ColdStore {
   }
 
   const std::string directory_;
+  const bool durable_;
   const int marker_fd_;
   const pid_t owner_pid_;
   std::unique_ptr<rocksdb::DB> db_;
+  std::vector<rocksdb::ColumnFamilyHandle*> families_;  // of db_: entries, records
   std::unique_ptr<ReaderPool> readers_;
 };
 
@@ -243,11 +356,7 @@ absl::Status RocksDbColdStore::Delete(std::span<const std::string_view> keys) {
       last = first;
       status = tombstones.Delete(ToSlice(sorted[first]));
     } else {
-      // Whole files go at once, without being read again by a compaction.
-      const rocksdb::Slice begin = ToSlice(sorted[first]), limit = end;
-      status = rocksdb::DeleteFilesInRange(db_.get(), db_->DefaultColumnFamily(), &begin, &limit,
-                                           /*include_end=*/false);
-      if (status.ok()) status = tombstones.DeleteRange(begin, limit);
+      status = DeleteRun(sorted[first], end, tombstones);
     }
     if (!status.ok()) return FromRocksDb(status, directory_);
     first = last + 1;
@@ -258,7 +367,9 @@ absl::Status RocksDbColdStore::Delete(std::span<const std::string_view> keys) {
 // Opens and locks the marker of a directory that is ours or empty.
 absl::StatusOr<int> LockDirectory(const std::string& directory) {
   std::error_code error;
-  fs::create_directories(directory, error);
+  if (fs::create_directories(directory, error)) {
+    fs::permissions(directory, fs::perms::owner_all, error);  // blocks hold what was read
+  }
   if (error) return FromErrno(error.value(), "create the directory", directory);
   const std::string marker = absl::StrCat(directory, "/", kMarkerName);
   if (!fs::exists(marker, error)) {
@@ -266,8 +377,7 @@ absl::StatusOr<int> LockDirectory(const std::string& directory) {
     if (error) return FromErrno(error.value(), "read the directory", directory);
     if (!empty) {
       return absl::FailedPreconditionError(absl::StrCat(
-          directory, " is not empty and not a cold tier: give --cold-dir a directory of its own, ",
-          "whatever is in it is deleted"));
+          directory, " holds other files: give --data-dir a directory of its own"));
     }
   }
   const int fd = ::open(marker.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
@@ -277,7 +387,7 @@ absl::StatusOr<int> LockDirectory(const std::string& directory) {
     ::close(fd);
     if (lock_error != EWOULDBLOCK) return FromErrno(lock_error, "lock", marker);
     return absl::FailedPreconditionError(absl::StrCat(
-        directory, " is in use by another store: give every process its own --cold-dir"));
+        directory, " is in use by another store: give every process its own --data-dir"));
   }
   return fd;
 }
@@ -286,10 +396,10 @@ absl::StatusOr<int> LockDirectory(const std::string& directory) {
 
 absl::StatusOr<std::unique_ptr<ColdStore>> OpenRocksDb(const RocksDbOptions& options) {
   if (options.directory.empty()) {
-    return absl::InvalidArgumentError("the directory of the cold tier is empty (--cold-dir)");
+    return absl::InvalidArgumentError("the directory of the memory store is empty (--data-dir)");
   }
   INFLLM_ASSIGN_OR_RETURN(const int marker_fd, LockDirectory(options.directory));
-  auto store = std::make_unique<RocksDbColdStore>(options.directory, marker_fd);
+  auto store = std::make_unique<RocksDbColdStore>(options, marker_fd);
   INFLLM_RETURN_IF_ERROR(store->Open());
   return store;
 }

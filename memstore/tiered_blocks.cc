@@ -66,19 +66,25 @@ BlockIdentity StoredBlock::identity() const {
           .geometry = owner_->options.geometry};
 }
 
-TieredBlocks::TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold)
+CommittedPart::~CommittedPart() { tiers_->ForgetEntries(info_.entries); }
+
+TieredBlocks::TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold,
+                           uint64_t first_entry)
     : reclaimable_target_bytes_(std::min(ram_capacity_bytes / 8, kMaxReclaimableTargetBytes)),
       out_of_memory_(
           absl::ResourceExhaustedError("the process has no memory left to write blocks")),
       ram_(ram_capacity_bytes),
-      cold_(std::move(cold)) {
+      cold_(std::move(cold)),
+      next_cold_key_(first_entry) {
   idle_scratch_.reserve(kIdleScratch);
   if (cold_ != nullptr) thread_ = std::thread([this] { Run(); });
 }
 
 std::shared_ptr<TieredBlocks> TieredBlocks::Create(int64_t ram_capacity_bytes,
-                                                   std::unique_ptr<ColdStore> cold) {
-  return std::shared_ptr<TieredBlocks>(new TieredBlocks(ram_capacity_bytes, std::move(cold)));
+                                                   std::unique_ptr<ColdStore> cold,
+                                                   uint64_t first_entry) {
+  return std::shared_ptr<TieredBlocks>(
+      new TieredBlocks(ram_capacity_bytes, std::move(cold), first_entry));
 }
 
 TieredBlocks::~TieredBlocks() { INFLLM_CHECK(!thread_.joinable()); }
@@ -145,19 +151,33 @@ absl::StatusOr<std::vector<BlockHandle>> TieredBlocks::Acquire(
 }
 
 void TieredBlocks::DeleteDropped() {
-  std::vector<uint64_t> numbers;
+  std::vector<EntryRun> runs;
   {
     const std::lock_guard lock(mu_);
-    numbers.swap(dropped_keys_);
+    runs.swap(dropped_);
   }
-  if (numbers.empty() || cold_ == nullptr) return;
-  std::sort(numbers.begin(), numbers.end());  // runs of them are cheap to delete
-  std::vector<ColdKey> keys(numbers.begin(), numbers.end());
+  if (runs.empty() || cold_ == nullptr) return;
+  std::vector<ColdKey> keys;
+  for (const EntryRun& run : runs) {
+    for (uint64_t i = 0; i < run.count; ++i) keys.emplace_back(run.first + i);
+  }
   std::vector<std::string_view> views;
   views.reserve(keys.size());
   for (const ColdKey& key : keys) views.push_back(key.view());
   // An entry that stays only takes space, until its store is opened again.
   cold_->Delete(views).IgnoreError();
+}
+
+// Under the lock, and without I/O: see DeleteDropped.
+void TieredBlocks::DropEntries(const EntryRun& run) {
+  if (!dropped_.empty() && dropped_.back().first + dropped_.back().count == run.first) {
+    dropped_.back().count += run.count;
+    return;
+  }
+  try {
+    dropped_.push_back(run);
+  } catch (const std::bad_alloc&) {  // an entry that stays only takes space
+  }
 }
 
 void TieredBlocks::AddTo(StoreStats& stats) const {
@@ -220,10 +240,7 @@ void TieredBlocks::Forget(StoredBlock& block) {
   if (block.cold_) {
     --counts_.blocks_cold;
     counts_.cold_bytes -= block.lru_bytes();
-    try {
-      dropped_keys_.push_back(block.cold_key_);  // without I/O here: see DeleteDropped
-    } catch (const std::bad_alloc&) {            // a record that stays only takes space
-    }
+    if (block.committed_ == nullptr) DropEntries({.first = block.cold_key_, .count = 1});
   }
   --counts_.blocks;
 }
@@ -239,7 +256,8 @@ absl::StatusOr<std::byte*> TieredBlocks::Reserve(Lock& lock, size_t payload_byte
       return slot;
     }
     if (EvictOne(Order::kStrictLru)) continue;
-    const bool draining = cold_ != nullptr && (!dirty_.empty() || oldest_writing_ != UINT64_MAX);
+    const bool draining = cold_ != nullptr && (!dirty_.empty() || persisting_ > 0 ||
+                                               oldest_writing_ != UINT64_MAX);
     if (draining && failed_batch_ <= batches_before) {
       batch_wanted_ = !dirty_.empty();
       work_.notify_one();
@@ -275,7 +293,7 @@ absl::Status TieredBlocks::NoRoom(size_t payload_bytes) const {
   }
   if (cold_ == nullptr && !dirty_.empty()) {
     return absl::ResourceExhaustedError(absl::StrCat(
-        state, "and there is no cold tier: give one (--cold-dir) or raise --ram-bytes"));
+        state, "and there is no cold tier: give one (--data-dir) or raise --ram-bytes"));
   }
   if (failed_batch_ != 0 && !dirty_.empty()) {
     return absl::Status(batch_error_.code(),

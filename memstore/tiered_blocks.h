@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <span>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -16,6 +17,7 @@
 #include "memstore/block_codec.h"
 #include "memstore/block_lru.h"
 #include "memstore/cold_store.h"
+#include "memstore/committed_part.h"
 #include "memstore/memory_store.h"
 #include "memstore/ram_tier.h"
 
@@ -31,8 +33,8 @@ struct BlockOwner {
 };
 
 // One immutable payload, wherever it is now. Shared by the contexts that have it and by its pins;
-// when the last of them goes, so do the RAM slot and the cold entry. The destructor takes
-// TieredBlocks' lock and waits while the block is being written.
+// when the last of them goes, so do the RAM slot and, unless it is committed, the cold entry. The
+// destructor takes TieredBlocks' lock and waits while the block is being written.
 class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public LruNode {
  public:
   StoredBlock(std::shared_ptr<TieredBlocks> tiers, std::shared_ptr<const BlockOwner> owner,
@@ -46,6 +48,7 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
   uint32_t payload_crc() const { return payload_crc_; }
   size_t payload_bytes() const { return owner_->options.geometry.payload_bytes(); }
   int64_t lru_bytes() const { return static_cast<int64_t>(payload_bytes()); }
+  const std::shared_ptr<const BlockOwner>& owner() const { return owner_; }
 
  private:
   friend class TieredBlocks;
@@ -65,6 +68,7 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
   int32_t pins_ = 0;
   uint64_t last_use_ = 0;  // ticks
   uint64_t cold_key_ = 0;  // 0: never written
+  std::shared_ptr<const CommittedPart> committed_;  // that the cold entry belongs to, or null
 };
 
 // The RAM tier and the cold tier, and the blocks' way between them.
@@ -79,8 +83,10 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
 class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
  public:
   // `cold` may be null: then a full RAM tier stays full.
+  // `first_entry`: the least number that no entry of `cold` has.
   static std::shared_ptr<TieredBlocks> Create(int64_t ram_capacity_bytes,
-                                              std::unique_ptr<ColdStore> cold);
+                                              std::unique_ptr<ColdStore> cold,
+                                              uint64_t first_entry = 1);
   ~TieredBlocks();
   // Ends the thread and closes the cold store. Blocks and pins may live on, in RAM.
   void Shutdown();
@@ -103,6 +109,27 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   // Deletes the cold entries of blocks that are gone by now.
   void DeleteDropped();
 
+  // ---- What the catalog needs (catalog.h). REQUIRES of these: cold() is durable.
+  // Null if there is none.
+  ColdStore* cold() const { return cold_.get(); }
+  // Writes those payloads that are in RAM only.
+  absl::Status Persist(std::span<const std::shared_ptr<StoredBlock>> blocks);
+  // A block of which another process has left the entry `number`.
+  std::shared_ptr<StoredBlock> Restore(std::shared_ptr<const BlockOwner> owner, int32_t layer,
+                                       int64_t index, uint64_t number,
+                                       std::shared_ptr<const CommittedPart> committed);
+  // From now on the entries of these blocks are owned by `committed`.
+  void SetCommitted(std::span<const std::shared_ptr<StoredBlock>> blocks,
+                    const std::shared_ptr<const CommittedPart>& committed);
+  // The part that a block's entry belongs to; null unless it is committed.
+  std::shared_ptr<const CommittedPart> CommittedPartOf(const StoredBlock& block) const;
+  // REQUIRES: the block has been persisted.
+  uint64_t EntryOf(const StoredBlock& block) const;
+  // Writes values that are not blocks, under consecutive numbers from the one returned on.
+  absl::StatusOr<uint64_t> PutEntries(std::span<const std::string> values);
+  // The entries are deleted by the next DeleteDropped().
+  void ForgetEntries(std::span<const EntryRun> runs);
+
   // Fills in the fields about payloads.
   void AddTo(StoreStats& stats) const;
 
@@ -115,7 +142,7 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
     size_t bytes = 0;
   };
 
-  TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold);
+  TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold, uint64_t first_entry);
 
   // A cold payload on its way back to RAM.
   struct Claim {
@@ -141,6 +168,7 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   void Unlink(StoredBlock& block);
   void DropFromRam(StoredBlock& block);
   void Forget(StoredBlock& block);
+  void DropEntries(const EntryRun& run);
 
   // Room in RAM, under the lock; Reserve may release it while it waits.
   absl::StatusOr<std::byte*> Reserve(Lock& lock, size_t payload_bytes);
@@ -168,6 +196,9 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   absl::Status WriteBatch(std::span<StoredBlock* const> batch);
   void FinishBatch(std::span<StoredBlock* const> batch, uint64_t started_at,
                    const absl::Status& status);
+  void ClaimForWriting(StoredBlock& block);
+  void EndWriting(std::span<StoredBlock* const> batch, uint64_t started_at,
+                  const absl::Status& status);
 
   const int64_t reclaimable_target_bytes_;
   const absl::Status out_of_memory_;  // made while there is some
@@ -184,8 +215,9 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   uint64_t clock_ ABSL_GUARDED_BY(mu_) = 0;  // ticks at every use
   // Tick of the batch that the thread writes now.
   uint64_t oldest_writing_ ABSL_GUARDED_BY(mu_) = UINT64_MAX;
+  size_t persisting_ ABSL_GUARDED_BY(mu_) = 0;  // blocks that Persist calls write now
   uint64_t next_cold_key_ ABSL_GUARDED_BY(mu_) = 1;
-  std::vector<uint64_t> dropped_keys_ ABSL_GUARDED_BY(mu_);
+  std::vector<EntryRun> dropped_ ABSL_GUARDED_BY(mu_);
   int waiters_ ABSL_GUARDED_BY(mu_) = 0;
   bool batch_wanted_ ABSL_GUARDED_BY(mu_) = false;
   int64_t batches_started_ ABSL_GUARDED_BY(mu_) = 0;

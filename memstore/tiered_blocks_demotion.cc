@@ -3,8 +3,10 @@
 #include <new>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
+#include "kernels/core/status_macros.h"
 #include "memstore/cold_key.h"
 #include "memstore/tiered_blocks.h"
 
@@ -56,11 +58,15 @@ void TieredBlocks::PickBatch(std::vector<StoredBlock*>& batch) {
   for (int64_t bytes = 0; !dirty_.empty() && bytes < wanted;) {
     StoredBlock* const block = dirty_.oldest();
     batch.push_back(block);  // first: it can throw
-    Unlink(*block);
-    block->writing_ = true;
-    if (block->cold_key_ == 0) block->cold_key_ = next_cold_key_++;
+    ClaimForWriting(*block);
     bytes += block->lru_bytes();
   }
+}
+
+void TieredBlocks::ClaimForWriting(StoredBlock& block) {
+  if (block.list_ != nullptr) Unlink(block);
+  block.writing_ = true;
+  if (block.cold_key_ == 0) block.cold_key_ = next_cold_key_++;
 }
 
 absl::Status TieredBlocks::WriteBatch(std::span<StoredBlock* const> batch) {
@@ -86,6 +92,11 @@ void TieredBlocks::FinishBatch(std::span<StoredBlock* const> batch, uint64_t sta
   oldest_writing_ = UINT64_MAX;
   batch_error_ = status;
   failed_batch_ = status.ok() ? 0 : batches_started_;
+  EndWriting(batch, started_at, status);
+}
+
+void TieredBlocks::EndWriting(std::span<StoredBlock* const> batch, uint64_t started_at,
+                              const absl::Status& status) {
   for (StoredBlock* block : batch) {
     block->writing_ = false;
     if (status.ok()) {
@@ -108,6 +119,105 @@ void TieredBlocks::FinishBatch(std::span<StoredBlock* const> batch, uint64_t sta
     }
   }
   WakeWaiters();
+}
+
+// ---- For the catalog.
+
+absl::Status TieredBlocks::Persist(std::span<const std::shared_ptr<StoredBlock>> blocks) {
+  constexpr size_t kMaxBatchBlocks = 4096;
+  std::vector<StoredBlock*> batch;
+  batch.reserve(kMaxBatchBlocks);  // a claim must not be lost to an exception
+  for (size_t next = 0; next < blocks.size();) {
+    batch.clear();
+    uint64_t started_at = 0;
+    {
+      Lock lock(mu_);
+      started_at = clock_;
+      int64_t bytes = 0;
+      while (next < blocks.size() && bytes < kMaxBatchBytes && batch.size() < kMaxBatchBlocks) {
+        StoredBlock& block = *blocks[next];
+        if (block.writing_) {  // by the thread or another call
+          if (!batch.empty()) break;
+          WaitForProgress(lock);
+          continue;
+        }
+        ++next;
+        if (block.cold_) continue;
+        batch.push_back(&block);
+        ClaimForWriting(block);
+        bytes += block.lru_bytes();
+      }
+      persisting_ += batch.size();
+    }
+    absl::Status status;
+    try {
+      status = WriteBatch(batch);
+    } catch (const std::bad_alloc&) {
+      status = out_of_memory_;
+    }
+    const std::lock_guard lock(mu_);
+    persisting_ -= batch.size();
+    EndWriting(batch, started_at, status);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+std::shared_ptr<StoredBlock> TieredBlocks::Restore(
+    std::shared_ptr<const BlockOwner> owner, int32_t layer, int64_t index, uint64_t number,
+    std::shared_ptr<const CommittedPart> committed) {
+  auto block = std::make_shared<StoredBlock>(shared_from_this(), std::move(owner), layer, index,
+                                             /*payload_crc=*/0);  // it is never written again
+  const std::lock_guard lock(mu_);
+  block->cold_ = true;
+  block->cold_key_ = number;
+  block->committed_ = std::move(committed);
+  ++counts_.blocks;
+  ++counts_.blocks_cold;
+  counts_.cold_bytes += block->lru_bytes();
+  return block;
+}
+
+void TieredBlocks::SetCommitted(std::span<const std::shared_ptr<StoredBlock>> blocks,
+                                const std::shared_ptr<const CommittedPart>& committed) {
+  const std::lock_guard lock(mu_);
+  for (const std::shared_ptr<StoredBlock>& block : blocks) block->committed_ = committed;
+}
+
+std::shared_ptr<const CommittedPart> TieredBlocks::CommittedPartOf(const StoredBlock& block) const {
+  const std::lock_guard lock(mu_);
+  return block.committed_;
+}
+
+uint64_t TieredBlocks::EntryOf(const StoredBlock& block) const {
+  const std::lock_guard lock(mu_);
+  INFLLM_CHECK(block.cold_);
+  return block.cold_key_;
+}
+
+absl::StatusOr<uint64_t> TieredBlocks::PutEntries(std::span<const std::string> values) {
+  uint64_t first = 0;
+  {
+    const std::lock_guard lock(mu_);
+    first = next_cold_key_;
+    next_cold_key_ += values.size();
+  }
+  std::vector<ColdKey> keys;
+  std::vector<ColdStore::Entry> entries;
+  keys.reserve(values.size());  // entries point into it
+  for (size_t i = 0; i < values.size(); ++i) {
+    keys.emplace_back(first + i);
+    entries.push_back({.key = keys.back().view(),
+                       .head = {},
+                       .body = std::as_bytes(std::span(values[i]))});
+  }
+  INFLLM_RETURN_IF_ERROR(cold_->Put(entries));
+  return first;
+}
+
+void TieredBlocks::ForgetEntries(std::span<const EntryRun> runs) {
+  const std::lock_guard lock(mu_);
+  for (const EntryRun& run : runs) DropEntries(run);
 }
 
 }  // namespace infllm::memstore

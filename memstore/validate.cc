@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/limits.h"
@@ -80,6 +81,32 @@ absl::Status Validate(const ContextOptions& options) {
   INFLLM_RETURN_IF_ERROR(CheckField("bytes of recipe", static_cast<int64_t>(options.recipe.size()),
                                     0, static_cast<int64_t>(limits::kMaxRecipeBytes)));
   return Validate(options.geometry);
+}
+
+absl::Status ValidateName(std::string_view name) {
+  if (name.empty() || name.size() > limits::kMaxNameBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("the name of a context has ", name.size(),
+                                                   " bytes, must have 1 to ",
+                                                   limits::kMaxNameBytes));
+  }
+  const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
+  if (std::ranges::any_of(name, control)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the name of a context is \"", absl::CHexEscape(absl::string_view(name.data(), name.size())),
+        "\", must have no control characters"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const CommitRequest& request) {
+  INFLLM_RETURN_IF_ERROR(Validate(request.id));
+  INFLLM_RETURN_IF_ERROR(ValidateName(request.name));
+  INFLLM_RETURN_IF_ERROR(CheckField("blocks", request.blocks, 0, INT64_MAX));
+  const size_t bytes = request.tokens.size_bytes() + request.state.size();
+  if (bytes <= limits::kMaxCheckpointBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("a commit has ", bytes, " bytes of tokens and state, may have ",
+                   limits::kMaxCheckpointBytes, ": commit a shorter context"));
 }
 
 absl::Status Validate(const SelectRequest& request) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <span>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -17,6 +18,10 @@ absl::Status Validate(const ContextId& id);
 // Of a geometry that is valid no size overflows.
 absl::Status Validate(const Geometry& geometry);
 absl::Status Validate(const ContextOptions& options);
+// Of a committed context.
+absl::Status ValidateName(std::string_view name);
+// Sizes, name and ids of a commit.
+absl::Status Validate(const CommitRequest& request);
 // What fails the whole call. Each query is checked against the geometry of its context.
 absl::Status Validate(const SelectRequest& request);
 // REQUIRES: a valid geometry.

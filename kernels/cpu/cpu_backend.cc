@@ -166,14 +166,24 @@ class CpuBackend : public HostBackend {
     const float* k = static_cast<const float*>(args.qkv) + row * width + args.q_heads * dim;
     const float* v = k + page.kv_heads * dim;
     auto* to = reinterpret_cast<T*>(args.pages[row] + args.layer_offset);
-    const int64_t rotated_stride =
-        page.rotated_behind ? page.head_elements() : 2 * page.head_elements();
-    rotate(k, args.angles + row * dim, page.kv_heads, dim, to + page.rotated_key(0, slot),
-           rotated_stride);
-    for (int64_t h = 0; h < page.kv_heads; ++h) {
-      if (page.rotated_behind) store(k + h * dim, dim, to + page.key(h, slot));
-      store(v + h * dim, dim, to + page.value(h, slot));
+    for (int64_t h = 0; h < page.kv_heads; ++h) store(v + h * dim, dim, to + page.value(h, slot));
+    if (!page.rotated_behind) {
+      rotate(k, args.angles + row * dim, page.kv_heads, dim, to + page.rotated_key(0, slot),
+             2 * page.head_elements());
+      return;
     }
+    for (int64_t h = 0; h < page.kv_heads; ++h) store(k + h * dim, dim, to + page.key(h, slot));
+    rotate(Kept(k, page), args.angles + row * dim, page.kv_heads, dim,
+           to + page.rotated_key(0, slot), page.head_elements());
+  }
+
+  // The keys of a row as a page of this dtype keeps them; valid until the thread's next call.
+  static const float* Kept(const float* k, const PageShape& page) {
+    if (page.dtype == DType::kF32) return k;
+    static thread_local std::vector<float> kept;
+    kept.assign(k, k + page.kv_heads * page.head_dim);
+    for (float& value : kept) value = static_cast<float>(BF16(value));
+    return kept.data();
   }
 
   // body(first row, rows) over chunks of about kChunkElements.

@@ -52,6 +52,8 @@ struct PageEntry {
 // Splits stacked projections, rotates queries and keys, and writes keys and values into pages.
 // Rotary embedding, half-split (NeoX) form: for i < head_dim/2, with the row's cosines and sines,
 //   y[i] = x[i] cos[i] - x[i + D/2] sin[i];  y[i + D/2] = x[i + D/2] cos[i] + x[i] sin[i]
+// Where a page keeps both forms of a key, the one that is rotated is the one that is kept, rounded
+// to the page's dtype: so a page can be made again, bit for bit, from its record.
 struct RotateAndStoreArgs {
   const void* qkv = nullptr;      // [rows, (q_heads + 2 kv_heads) * head_dim]: Q, then K, then V
   const float* angles = nullptr;  // [rows, head_dim]: D/2 cosines, then D/2 sines, of each position

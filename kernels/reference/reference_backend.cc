@@ -165,9 +165,13 @@ class ReferenceBackend : public HostBackend {
       }
       std::byte* to = args.pages[r] + args.layer_offset;
       const int64_t slot = args.slots[r];
+      std::vector<float> kept(k, k + page.kv_heads * dim);
+      if (page.rotated_behind && page.dtype == DType::kBF16) {
+        for (float& value : kept) value = static_cast<float>(BF16(value));
+      }
       for (int64_t h = 0; h < page.kv_heads; ++h) {
         for (int64_t d = 0; d < dim; ++d) {
-          const auto rotated = static_cast<float>(Rotated(k + h * dim, angle, dim, d));
+          const auto rotated = static_cast<float>(Rotated(kept.data() + h * dim, angle, dim, d));
           WriteElement(to, page.dtype, page.key(h, slot) + d, k[h * dim + d]);
           WriteElement(to, page.dtype, page.rotated_key(h, slot) + d, rotated);  // or over the key
           WriteElement(to, page.dtype, page.value(h, slot) + d, v[h * dim + d]);

@@ -27,7 +27,7 @@ using Json = nlohmann::ordered_json;
 struct AskFlags {
   RuntimeFlags runtime;
   SamplingFlags sampling;
-  std::string text;
+  std::string text, context;
   std::vector<std::string> questions, evidence;
   std::string question_format = "\\n{question}";
 };
@@ -62,6 +62,32 @@ absl::StatusOr<std::vector<TextRange>> FindEvidence(const AskFlags& flags,
         {.begin = static_cast<int64_t>(at), .end = static_cast<int64_t>(at + passage.size())});
   }
   return ranges;
+}
+
+// A context that has been committed, instead of a text. `tail` is how its text ends: enough to ask
+// on.
+absl::StatusOr<Reading> Open(Runtime& runtime, const AskFlags& flags, std::string& tail) {
+  constexpr size_t kTailTokens = 64;
+  if (runtime.store == nullptr) {
+    return absl::InvalidArgumentError("only --policy infllm goes on from a context");
+  }
+  const auto start = std::chrono::steady_clock::now();
+  INFLLM_ASSIGN_OR_RETURN(const memstore::CommittedContext context,
+                          runtime.store->FindCommitted("", flags.context));
+  INFLLM_ASSIGN_OR_RETURN(const memstore::Checkpoint checkpoint,
+                          runtime.store->ReadCheckpoint(context.id));
+  Reading reading{.tokens = context.tokens};
+  INFLLM_ASSIGN_OR_RETURN(reading.sequence,
+                          runtime.engine->Open(context, checkpoint.state, context.tokens));
+  reading.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::span<const int32_t> tokens = checkpoint.tokens;
+  tail = runtime.model->tokenizer->Decode(tokens.last(std::min(tokens.size(), kTailTokens)));
+  if (!flags.runtime.json) {
+    absl::FPrintF(stderr, "opened context \"%s\": %s tokens\n", context.name,
+                  WithThousands(context.tokens));
+  }
+  return reading;
 }
 
 absl::StatusOr<Reading> Read(Runtime& runtime, worker::Scheduler& scheduler, const AskFlags& flags,
@@ -256,10 +282,15 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Readi
   Json report = {
       {"policy", worker::Name(flags.runtime.attention.policy)},
       {"text_tokens", reading.tokens},
-      {"load_seconds", runtime.load_seconds},
-      {"ingest_seconds", reading.seconds},
-      {"tokens_per_second", reading.seconds > 0 ? double(reading.tokens) / reading.seconds : 0},
-      {"peak_rss_bytes", PeakRssBytes()}};
+      {"load_seconds", runtime.load_seconds}};
+  if (flags.context.empty()) {
+    report["ingest_seconds"] = reading.seconds;
+    report["tokens_per_second"] = reading.seconds > 0 ? double(reading.tokens) / reading.seconds : 0;
+  } else {
+    report["context"] = flags.context;
+    report["open_seconds"] = reading.seconds;
+  }
+  report["peak_rss_bytes"] = PeakRssBytes();
   if (reading.rates.size() == 10) report["tokens_per_second_by_tenth"] = reading.rates;
   if (runtime.store != nullptr) {
     INFLLM_ASSIGN_OR_RETURN(const memstore::StoreStats stats, runtime.store->Stats());
@@ -278,10 +309,15 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Readi
 }
 
 void PrintReport(const Json& report) {
-  absl::PrintF("\nread      %s tokens in %s: %s tokens/s\n",
-               WithThousands(report["text_tokens"].get<int64_t>()),
-               HumanSeconds(report["ingest_seconds"].get<double>()),
-               WithThousands(static_cast<int64_t>(report["tokens_per_second"].get<double>())));
+  const std::string tokens = WithThousands(report["text_tokens"].get<int64_t>());
+  if (report.contains("context")) {
+    absl::PrintF("\nopened    %s tokens in %.2f s\n", tokens,
+                 report["open_seconds"].get<double>());
+  } else {
+    absl::PrintF("\nread      %s tokens in %s: %s tokens/s\n", tokens,
+                 HumanSeconds(report["ingest_seconds"].get<double>()),
+                 WithThousands(static_cast<int64_t>(report["tokens_per_second"].get<double>())));
+  }
   if (report.contains("tokens_per_second_by_tenth")) {
     const Json& rates = report["tokens_per_second_by_tenth"];
     absl::PrintF("rate      %s tokens/s over the second tenth of the text, %s over the last\n",
@@ -315,14 +351,24 @@ absl::Status RunAsk(const AskFlags& flags) {
                                                    " times, --question ", flags.questions.size(),
                                                    " times: give one for each question, or none"));
   }
-  INFLLM_ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text));
+  if (flags.text.empty() == flags.context.empty()) {
+    return absl::InvalidArgumentError("give either --text or --context");
+  }
+  if (!flags.context.empty() && !flags.evidence.empty()) {
+    return absl::InvalidArgumentError("--evidence is searched in a --text, not in a --context");
+  }
+  std::string text;
+  if (!flags.text.empty()) {
+    INFLLM_ASSIGN_OR_RETURN(text, ReadText(flags.text));
+  }
   INFLLM_ASSIGN_OR_RETURN(const std::vector<TextRange> evidence, FindEvidence(flags, text));
   const Interrupt interrupt;
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
                           Runtime::Make(flags.runtime, interrupt.flag()));
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(*runtime->model, flags.runtime.model));
   std::vector<EvidenceWatch> watches;
-  const std::vector<int32_t> ids = runtime->model->EncodePrompt(text);
+  std::vector<int32_t> ids;
+  if (flags.context.empty()) ids = runtime->model->EncodePrompt(text);
   for (const TokenRange& tokens : LocateTokens(*runtime->model->tokenizer, ids, text, evidence)) {
     watches.emplace_back(std::span(&tokens, 1), runtime->engine->attention(),
                          runtime->model->config.layers);
@@ -330,7 +376,9 @@ absl::Status RunAsk(const AskFlags& flags) {
 
   worker::Scheduler scheduler(*runtime->engine, {.step_tokens = runtime->step_tokens});
   INFLLM_ASSIGN_OR_RETURN(const Reading reading,
-                          Read(*runtime, scheduler, flags, text, ids, interrupt));
+                          flags.context.empty()
+                              ? Read(*runtime, scheduler, flags, text, ids, interrupt)
+                              : Open(*runtime, flags, text));
   Interview interview(*runtime, scheduler, flags, text, reading, watches);
   INFLLM_ASSIGN_OR_RETURN(Json answers, interview.Run(interrupt));
 
@@ -350,7 +398,9 @@ absl::Status RunAsk(const AskFlags& flags) {
 Command AddAskCommand(CLI::App& app) {
   auto flags = std::make_shared<AskFlags>();
   AddRuntimeFlags(app, flags->runtime);
-  app.add_option("--text", flags->text, "text file to read; - is stdin")->required();
+  app.add_option("--text", flags->text, "text file to read; - is stdin");
+  app.add_option("--context", flags->context,
+                 "instead of a text: a context that `infllm ingest` has committed");
   app.add_option("--question", flags->questions,
                  "question about the text; repeat it for more, each is asked of the same state")
       ->required()

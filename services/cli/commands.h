@@ -16,6 +16,8 @@ using Command = std::function<absl::Status()>;
 
 Command AddGenerateCommand(CLI::App& app);
 Command AddAskCommand(CLI::App& app);
+Command AddContextsCommand(CLI::App& app);
+Command AddIngestCommand(CLI::App& app);
 Command AddScoreCommand(CLI::App& app);
 Command AddEvalCommand(CLI::App& app);
 

@@ -6,7 +6,7 @@
 #include "kernels/core/status_macros.h"
 #include "memstore/cold_store.h"
 #include "memstore/in_process_store.h"
-#include "services/common/cold_directory.h"
+#include "services/common/scratch_cold_store.h"
 #include "services/memstore/remote_store.h"
 
 namespace infllm::services {
@@ -21,10 +21,11 @@ absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOpti
         absl::StrCat("ram-bytes is ", options.ram_bytes, "; the RAM tier needs at least 1 byte"));
   }
   std::unique_ptr<memstore::ColdStore> cold;
-  if (options.cold_dir.empty()) {
+  if (options.data_dir.empty()) {
     cold = NewScratchColdStore();
   } else {
-    INFLLM_ASSIGN_OR_RETURN(cold, OpenColdDirectory(options.cold_dir));
+    INFLLM_ASSIGN_OR_RETURN(
+        cold, memstore::OpenRocksDb({.directory = options.data_dir, .durable = true}));
   }
   return memstore::NewInProcessStore({.ram_capacity_bytes = options.ram_bytes}, backend,
                                      std::move(cold));

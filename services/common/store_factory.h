@@ -18,15 +18,15 @@ struct StoreOptions {
   const std::atomic<bool>* cancel = nullptr;
   // Of a store in this process:
   int64_t ram_bytes = int64_t{4} << 30;  // of the RAM tier
-  // Where blocks go that RAM has no room for (see OpenColdDirectory); empty: a scratch directory,
-  // made when needed and removed at the end.
-  std::string cold_dir;
+  // Where committed contexts are, and blocks that RAM has no room for; empty: nothing can be
+  // committed, and blocks go to a scratch directory (NewScratchColdStore).
+  std::string data_dir;
 };
 
 // The store that a worker is told to use. `backend` must outlive it; a remote store does not use
 // it.
 //   INVALID_ARGUMENT  ram_bytes is not positive
-//   and the errors of ConnectRemoteStore() and OpenColdDirectory()
+//   and the errors of ConnectRemoteStore(), OpenRocksDb() and NewInProcessStore()
 absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOptions& options,
                                                                  kernels::Backend& backend);
 

@@ -59,11 +59,10 @@ void AddFlags(CLI::App& app, Options& options) {
       ->type_name("SIZE")
       ->check(Into(options.store.ram_bytes, ParseByteSize))
       ->capture_default_str();
-  app.add_option("--cold-dir", options.store.cold_dir,
-                 "Directory for the blocks that RAM has no room for; they go to its subdirectory "
-                 "infllm-cold, which is EMPTIED at start and removed at exit, since contexts do "
-                 "not survive the daemon. Default: a fresh directory below $TMPDIR or /var/tmp, "
-                 "made when needed")
+  app.add_option("--data-dir", options.store.data_dir,
+                 "Directory of its own for committed contexts, which outlive the daemon, and for "
+                 "the blocks that RAM has no room for. Default: nothing can be committed, and "
+                 "blocks go to a fresh directory below $TMPDIR or /var/tmp, removed at exit")
       ->type_name("DIR");
   app.add_option("--threads", options.threads,
                  "Threads that score blocks; 0: all vCPUs up to two, else one less")
@@ -113,8 +112,8 @@ int Main(int argc, char** argv) {
   TuneMallocForMessages();
   CLI::App app(
       "Keeps blocks of keys and values for infllm workers: in RAM, and on disk beyond that. Serves "
-      "infllm.v1.MemoryStore with gRPC health and reflection. It starts empty and forgets all "
-      "contexts when it ends; SIGTERM, SIGHUP or ^C drains running calls first, a second one ends "
+      "infllm.v1.MemoryStore with gRPC health and reflection. Committed contexts outlive it, the "
+      "others end with it; SIGTERM, SIGHUP or ^C drains running calls first, a second one ends "
       "at once.",
       "infllm-memstore");
   Options options;

@@ -6,16 +6,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <mutex>
 #include <new>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/cleanup/cleanup.h"
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
@@ -28,30 +25,6 @@ namespace {
 
 namespace pb = infllm::v1;
 using memstore::ContextId;
-
-// The geometries of the contexts made through this service, so that a message can be judged before
-// its payloads are touched. Thread-safe.
-class GeometryTable {
- public:
-  void Put(const ContextId& context, const memstore::Geometry& geometry) {
-    const std::lock_guard lock(mutex_);
-    geometries_[context] = geometry;
-  }
-  void Erase(const ContextId& context) {
-    const std::lock_guard lock(mutex_);
-    geometries_.erase(context);
-  }
-  absl::StatusOr<memstore::Geometry> Find(const ContextId& context) const {
-    const std::lock_guard lock(mutex_);
-    const auto found = geometries_.find(context);
-    if (found == geometries_.end()) return error::ContextNotFound(context);
-    return found->second;
-  }
-
- private:
-  mutable std::mutex mutex_;
-  absl::flat_hash_map<ContextId, memstore::Geometry> geometries_ ABSL_GUARDED_BY(mutex_);
-};
 
 // Whether the call, or a query of it, found no room in the RAM tier.
 bool FoundNoRoom(const absl::Status& status) { return absl::IsResourceExhausted(status); }
@@ -104,13 +77,11 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                               wire::ContextFromProto("context", request->context()));
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry,
                               wire::FromProto(request->geometry()));
-      INFLLM_RETURN_IF_ERROR(store_.Create(
+      return store_.Create(
           id, {.tenant = request->tenant(),
                .model = {.hi = request->fingerprint_hi(), .lo = request->fingerprint_lo()},
                .recipe = request->recipe(),
-               .geometry = geometry}));
-      geometries_.Put(id, geometry);
-      return absl::OkStatus();
+               .geometry = geometry});
     });
   }
 
@@ -119,7 +90,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     return Run(context, [&]() -> absl::Status {
       INFLLM_ASSIGN_OR_RETURN(const ContextId id,
                               wire::ContextFromProto("context", request->context()));
-      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
+      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, store_.Describe(id));
       *response->mutable_geometry() = wire::ToProto(geometry);
       response->set_crc32c(wire::DescribeChecksum(id, response->geometry()));
       return absl::OkStatus();
@@ -131,7 +102,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     return Run(context, [&]() -> absl::Status {
       INFLLM_ASSIGN_OR_RETURN(const ContextId id,
                               wire::ContextFromProto("context", request->context()));
-      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
+      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, store_.Describe(id));
       const auto bytes = std::as_bytes(wire::AsSpan(request->payloads()));
       INFLLM_RETURN_IF_ERROR(CheckBlocks("payloads", {id, request->layer(), request->first_block()},
                                          bytes, bytes.size(), geometry.payload_bytes(),
@@ -152,22 +123,13 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     return Run(context, [&]() -> absl::Status {
       INFLLM_ASSIGN_OR_RETURN(const ContextId id,
                               wire::ContextFromProto("context", request->context()));
-      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
+      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, store_.Describe(id));
       const auto representatives = wire::AsSpan(request->representatives());
       INFLLM_RETURN_IF_ERROR(
           CheckBlocks("representatives", {id, request->layer(), request->first_block()},
                       std::as_bytes(representatives), representatives.size(),
                       geometry.representative_floats(), wire::AsSpan(request->crc32c())));
       return store_.Publish(id, request->layer(), request->first_block(), representatives);
-    });
-  }
-
-  grpc::Status Seal(grpc::ServerContext* context, const pb::SealRequest* request,
-                    pb::SealResponse*) override {
-    return Run(context, [&]() -> absl::Status {
-      INFLLM_ASSIGN_OR_RETURN(const ContextId id,
-                              wire::ContextFromProto("context", request->context()));
-      return store_.Seal(id);
     });
   }
 
@@ -179,10 +141,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                               wire::ContextFromProto("parent", request->parent()));
       INFLLM_ASSIGN_OR_RETURN(const ContextId child,
                               wire::ContextFromProto("child", request->child()));
-      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(parent));
-      INFLLM_RETURN_IF_ERROR(store_.Fork(parent, child));
-      geometries_.Put(child, geometry);
-      return absl::OkStatus();
+      return store_.Fork(parent, child, request->blocks());
     });
   }
 
@@ -191,8 +150,68 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     return Run(context, [&]() -> absl::Status {
       INFLLM_ASSIGN_OR_RETURN(const ContextId id,
                               wire::ContextFromProto("context", request->context()));
-      INFLLM_RETURN_IF_ERROR(store_.Drop(id));
-      geometries_.Erase(id);
+      return store_.Drop(id);
+    });
+  }
+
+  grpc::Status Commit(grpc::ServerContext* context, const pb::CommitRequest* request,
+                      pb::CommitResponse*) override {
+    return Run(context, [&]() -> absl::Status {
+      if (wire::Checksum(*request) != request->crc32c()) return Damaged("a commit");
+      INFLLM_ASSIGN_OR_RETURN(const ContextId live,
+                              wire::ContextFromProto("context", request->context()));
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id, wire::ContextFromProto("id", request->id()));
+      INFLLM_ASSIGN_OR_RETURN(const ContextId replaces,
+                              wire::ContextFromProto("replaces", request->replaces()));
+      return store_.Commit({.context = live,
+                            .id = id,
+                            .name = request->name(),
+                            .replaces = replaces,
+                            .blocks = request->blocks(),
+                            .tokens = wire::AsSpan(request->tokens()),
+                            .state = std::as_bytes(wire::AsSpan(request->state()))});
+    });
+  }
+
+  grpc::Status FindCommitted(grpc::ServerContext* context,
+                             const pb::FindCommittedRequest* request,
+                             pb::FindCommittedResponse* response) override {
+    return Run(context, [&]() -> absl::Status {
+      INFLLM_ASSIGN_OR_RETURN(const memstore::CommittedContext found,
+                              store_.FindCommitted(request->tenant(), request->name()));
+      *response->mutable_context() = wire::ToProto(found);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status ListCommitted(grpc::ServerContext* context,
+                             const pb::ListCommittedRequest* request,
+                             grpc::ServerWriter<pb::ListCommittedResponse>* writer) override {
+    constexpr int kPerMessage = 1000;
+    return Run(context, [&]() -> absl::Status {
+      INFLLM_ASSIGN_OR_RETURN(const std::vector<memstore::CommittedContext> all,
+                              store_.ListCommitted(request->tenant()));
+      pb::ListCommittedResponse message;
+      for (const memstore::CommittedContext& one : all) {
+        *message.add_contexts() = wire::ToProto(one);
+        if (message.contexts_size() < kPerMessage) continue;
+        if (!writer->Write(message)) return error::CallerGone();
+        message.Clear();
+      }
+      if (message.contexts_size() > 0 && !writer->Write(message)) return error::CallerGone();
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status ReadCheckpoint(grpc::ServerContext* context,
+                              const pb::ReadCheckpointRequest* request,
+                              pb::ReadCheckpointResponse* response) override {
+    return Run(context, [&]() -> absl::Status {
+      INFLLM_ASSIGN_OR_RETURN(const ContextId id, wire::ContextFromProto("id", request->id()));
+      INFLLM_ASSIGN_OR_RETURN(const memstore::Checkpoint checkpoint, store_.ReadCheckpoint(id));
+      response->mutable_tokens()->Assign(checkpoint.tokens.begin(), checkpoint.tokens.end());
+      response->set_state(checkpoint.state.data(), checkpoint.state.size());
+      response->set_crc32c(wire::CheckpointChecksum(id, *response));
       return absl::OkStatus();
     });
   }
@@ -286,7 +305,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                             BlockSink sink) {
     INFLLM_ASSIGN_OR_RETURN(const ContextId id,
                             wire::ContextFromProto("context", request.context()));
-    INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, geometries_.Find(id));
+    INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, store_.Describe(id));
     std::span<const int64_t> rest = wire::AsSpan(request.blocks());
     if (rest.size() > memstore::limits::kMaxSelect) {
       return error::TooManyBlocks("blocks", request.blocks_size(), memstore::limits::kMaxSelect);
@@ -339,7 +358,6 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
 
   memstore::MemoryStore& store_;
   CallGate& gate_;
-  GeometryTable geometries_;
   const std::shared_ptr<PinsInFlight> pins_ = std::make_shared<PinsInFlight>();
   std::atomic<int64_t> damaged_arrivals_{0};
 };

@@ -78,6 +78,8 @@ class RemoteStoreClient final : public RemoteStore {
                        channel_),
         fetch_method_("/infllm.v1.MemoryStore/Fetch", grpc::internal::RpcMethod::SERVER_STREAMING,
                       channel_),
+        list_method_("/infllm.v1.MemoryStore/ListCommitted",
+                     grpc::internal::RpcMethod::SERVER_STREAMING, channel_),
         cancellation_(options.cancel),
         clock_(cancellation_),
         retrier_(options.retry, options.clock != nullptr ? *options.clock : clock_) {}
@@ -108,9 +110,37 @@ class RemoteStoreClient final : public RemoteStore {
     return absl::OkStatus();
   }
 
+  // Of contexts made elsewhere the daemon is asked, once.
+  absl::StatusOr<Geometry> Describe(const ContextId& context) override {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = contexts_.find(context);
+      if (found != contexts_.end()) return found->second.geometry;
+    }
+    pb::DescribeRequest request;
+    request.set_context(wire::ToProto(context));
+    pb::DescribeResponse response;
+    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(
+          CallOnce("Describe", &pb::MemoryStore::Stub::AsyncDescribe, request, &response));
+      if (response.crc32c() != wire::DescribeChecksum(context, response.geometry())) {
+        return Counted(error::DamagedAnswer(target_, {context}, "its checksum does not fit"));
+      }
+      return absl::OkStatus();
+    });
+    INFLLM_RETURN_IF_ERROR(Settle("Describe", status));
+    const absl::StatusOr<Geometry> geometry = wire::FromProto(response.geometry());
+    const absl::Status valid = geometry.ok() ? Validate(*geometry) : geometry.status();
+    if (!valid.ok()) {
+      return Counted(error::WrongAnswer(target_, {context}, std::string(valid.message())));
+    }
+    Remember(context, *geometry);
+    return *geometry;
+  }
+
   absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
                       std::span<const std::span<const std::byte>> payloads) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
+    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, Describe(context));
     const size_t bytes = geometry.payload_bytes();
     for (size_t i = 0; i < payloads.size(); ++i) {
       if (payloads[i].size() == bytes) continue;
@@ -137,7 +167,7 @@ class RemoteStoreClient final : public RemoteStore {
 
   absl::Status Publish(const ContextId& context, int32_t layer, int64_t first_block,
                        std::span<const float> representatives) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
+    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, Describe(context));
     const size_t floats = geometry.representative_floats();
     if (representatives.size() % floats != 0) {
       return error::NotWholeBlocks("representatives", static_cast<int64_t>(representatives.size()),
@@ -168,7 +198,7 @@ class RemoteStoreClient final : public RemoteStore {
     size_t part_bytes = 0;
     for (size_t i = 0; i < selections.size(); ++i) {
       const memstore::SelectQuery& query = request.queries[i];
-      const absl::StatusOr<Geometry> geometry = GeometryOf(query.context);
+      const absl::StatusOr<Geometry> geometry = Describe(query.context);
       if (absl::IsNotFound(geometry.status())) {
         selections[i].status = geometry.status();
         continue;
@@ -196,7 +226,7 @@ class RemoteStoreClient final : public RemoteStore {
 
   absl::StatusOr<std::vector<memstore::BlockHandle>> Fetch(
       const ContextId& context, int32_t layer, std::span<const int64_t> blocks) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
+    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, Describe(context));
     pb::FetchRequest request;
     request.set_context(wire::ToProto(context));
     request.set_layer(layer);
@@ -214,24 +244,19 @@ class RemoteStoreClient final : public RemoteStore {
     return handles;
   }
 
-  absl::Status Seal(const ContextId& context) override {
-    pb::SealRequest request;
-    request.set_context(wire::ToProto(context));
-    pb::SealResponse response;
-    return Call("Seal", &pb::MemoryStore::Stub::AsyncSeal, request, &response);
-  }
-
-  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
-    const std::optional<Context> shared = Recall(parent);  // before the call: this much, at least
+  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t blocks) override {
+    std::optional<Context> shared = Recall(parent);  // before the call: this much, at least
     pb::ForkRequest request;
     request.set_parent(wire::ToProto(parent));
     request.set_child(wire::ToProto(child));
+    request.set_blocks(blocks);
     request.set_crc32c(wire::Checksum(request));
     pb::ForkResponse response;
     INFLLM_RETURN_IF_ERROR(Call("Fork", &pb::MemoryStore::Stub::AsyncFork, request, &response));
     if (!shared.has_value()) return absl::OkStatus();  // the daemon is asked when it is needed
+    for (int64_t& published : shared->published) published = std::min(published, blocks);
     const std::lock_guard lock(mutex_);
-    contexts_[child] = *shared;
+    contexts_[child] = *std::move(shared);
     return absl::OkStatus();
   }
 
@@ -250,6 +275,78 @@ class RemoteStoreClient final : public RemoteStore {
     const std::lock_guard lock(mutex_);
     contexts_.erase(context);
     return absl::OkStatus();
+  }
+
+  absl::Status Commit(const memstore::CommitRequest& request) override {
+    INFLLM_RETURN_IF_ERROR(Validate(request));
+    pb::CommitRequest message;
+    message.set_context(wire::ToProto(request.context));
+    message.set_id(wire::ToProto(request.id));
+    message.set_name(request.name);
+    message.set_replaces(wire::ToProto(request.replaces));
+    message.set_blocks(request.blocks);
+    message.mutable_tokens()->Assign(request.tokens.begin(), request.tokens.end());
+    message.set_state(request.state.data(), request.state.size());
+    message.set_crc32c(wire::Checksum(message));
+    pb::CommitResponse response;
+    return Call("Commit", &pb::MemoryStore::Stub::AsyncCommit, message, &response);
+  }
+
+  absl::StatusOr<memstore::CommittedContext> FindCommitted(std::string_view tenant,
+                                                           std::string_view name) override {
+    pb::FindCommittedRequest request;
+    request.set_tenant(std::string(tenant));
+    request.set_name(std::string(name));
+    pb::FindCommittedResponse response;
+    memstore::CommittedContext found;
+    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(CallOnce("FindCommitted", &pb::MemoryStore::Stub::AsyncFindCommitted,
+                                      request, &response));
+      INFLLM_ASSIGN_OR_RETURN(found, Counted(Committed(response.context())));
+      return absl::OkStatus();
+    });
+    INFLLM_RETURN_IF_ERROR(Settle("FindCommitted", status));
+    return found;
+  }
+
+  absl::StatusOr<std::vector<memstore::CommittedContext>> ListCommitted(
+      std::string_view tenant) override {
+    pb::ListCommittedRequest request;
+    request.set_tenant(std::string(tenant));
+    std::vector<memstore::CommittedContext> all;
+    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+      all.clear();
+      return Stream<pb::ListCommittedResponse>(
+          "ListCommitted", list_method_, request,
+          [&](pb::ListCommittedResponse& part) -> absl::Status {
+            for (const pb::CommittedContext& context : part.contexts()) {
+              INFLLM_ASSIGN_OR_RETURN(memstore::CommittedContext one, Committed(context));
+              all.push_back(std::move(one));
+            }
+            return absl::OkStatus();
+          });
+    });
+    INFLLM_RETURN_IF_ERROR(Settle("ListCommitted", status));
+    return all;
+  }
+
+  absl::StatusOr<memstore::Checkpoint> ReadCheckpoint(const ContextId& committed) override {
+    pb::ReadCheckpointRequest request;
+    request.set_id(wire::ToProto(committed));
+    pb::ReadCheckpointResponse response;
+    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(CallOnce("ReadCheckpoint", &pb::MemoryStore::Stub::AsyncReadCheckpoint,
+                                      request, &response));
+      if (response.crc32c() == wire::CheckpointChecksum(committed, response)) {
+        return absl::OkStatus();
+      }
+      return Counted(error::DamagedAnswer(target_, {committed}, "its checksum does not fit"));
+    });
+    INFLLM_RETURN_IF_ERROR(Settle("ReadCheckpoint", status));
+    const auto state = std::as_bytes(wire::AsSpan(response.state()));
+    return memstore::Checkpoint{
+        .tokens = std::vector<int32_t>(response.tokens().begin(), response.tokens().end()),
+        .state = std::vector<std::byte>(state.begin(), state.end())};
   }
 
   absl::StatusOr<memstore::StoreStats> Stats() override {
@@ -415,6 +512,18 @@ class RemoteStoreClient final : public RemoteStore {
     return status;
   }
 
+  absl::StatusOr<memstore::CommittedContext> Committed(const pb::CommittedContext& proto) const {
+    if (proto.crc32c() != wire::Checksum(proto)) {
+      return error::DamagedAnswer(target_, {}, "the checksum of a committed context does not fit");
+    }
+    const absl::StatusOr<memstore::CommittedContext> context = wire::FromProto(proto);
+    if (!context.ok()) {
+      return error::WrongAnswer(target_, {}, std::string(context.status().message()));
+    }
+    INFLLM_RETURN_IF_ERROR(Validate(context->options));
+    return context;
+  }
+
   // Counts answers that are refused.
   template <typename Result>
   Result Counted(Result result) {
@@ -453,40 +562,13 @@ class RemoteStoreClient final : public RemoteStore {
     return layer >= 0 && layer < context.geometry.layers;
   }
 
-  // Of contexts made elsewhere the daemon is asked, once.
-  absl::StatusOr<Geometry> GeometryOf(const ContextId& context) {
-    {
-      const std::lock_guard lock(mutex_);
-      const auto found = contexts_.find(context);
-      if (found != contexts_.end()) return found->second.geometry;
-    }
-    pb::DescribeRequest request;
-    request.set_context(wire::ToProto(context));
-    pb::DescribeResponse response;
-    const absl::Status status = retrier_.Run([&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(
-          CallOnce("Describe", &pb::MemoryStore::Stub::AsyncDescribe, request, &response));
-      if (response.crc32c() != wire::DescribeChecksum(context, response.geometry())) {
-        return Counted(error::DamagedAnswer(target_, {context}, "its checksum does not fit"));
-      }
-      return absl::OkStatus();
-    });
-    INFLLM_RETURN_IF_ERROR(Settle("Describe", status));
-    const absl::StatusOr<Geometry> geometry = wire::FromProto(response.geometry());
-    const absl::Status valid = geometry.ok() ? Validate(*geometry) : geometry.status();
-    if (!valid.ok()) {
-      return Counted(error::WrongAnswer(target_, {context}, std::string(valid.message())));
-    }
-    Remember(context, *geometry);
-    return *geometry;
-  }
-
   const std::string target_;
   const absl::Duration call_timeout_;
   const std::shared_ptr<grpc::Channel> channel_;  // shared with stub_ and gRPC's own threads
   const std::unique_ptr<pb::MemoryStore::Stub> stub_;
   const grpc::internal::RpcMethod select_method_;
   const grpc::internal::RpcMethod fetch_method_;
+  const grpc::internal::RpcMethod list_method_;
   Cancellation cancellation_;
   SystemClock clock_;
   Retrier retrier_;

@@ -126,7 +126,42 @@ uint32_t Checksum(const pb::SelectRequest& request) {
 }
 
 uint32_t Checksum(const pb::ForkRequest& request) {
-  return Sum().Add(request.parent()).Add(request.child()).crc();
+  return Sum().Add(request.parent()).Add(request.child()).Add(request.blocks()).crc();
+}
+
+uint32_t Checksum(const pb::CommitRequest& request) {
+  return Sum()
+      .Add(request.context())
+      .Add(request.id())
+      .AddCounted(request.name())
+      .Add(request.replaces())
+      .Add(request.blocks())
+      .AddCounted(request.tokens())
+      .AddCounted(request.state())
+      .crc();
+}
+
+uint32_t Checksum(const pb::CommittedContext& context) {
+  return Sum()
+      .Add(context.id())
+      .AddCounted(context.name())
+      .Add(static_cast<int64_t>(context.fingerprint_hi()))
+      .Add(static_cast<int64_t>(context.fingerprint_lo()))
+      .AddCounted(context.recipe())
+      .Add(context.geometry())
+      .Add(context.tokens())
+      .Add(context.blocks())
+      .Add(context.published())
+      .Add(context.base())
+      .Add(context.created_ms())
+      .Add(context.stored_bytes())
+      .AddCounted(context.tenant())
+      .crc();
+}
+
+uint32_t CheckpointChecksum(const memstore::ContextId& id,
+                            const pb::ReadCheckpointResponse& response) {
+  return Sum().Add(id).AddCounted(response.tokens()).AddCounted(response.state()).crc();
 }
 
 uint32_t DescribeChecksum(const memstore::ContextId& context, const pb::Geometry& geometry) {
@@ -182,8 +217,45 @@ absl::StatusOr<kernels::Scoring> FromProto(pb::Scoring proto) {
 
 pb::Scoring ToProto(kernels::Scoring scoring) { return EnumToProto(kScorings, scoring); }
 
+absl::StatusOr<memstore::CommittedContext> FromProto(const pb::CommittedContext& proto) {
+  memstore::CommittedContext context{
+      .name = proto.name(),
+      .options = {.tenant = proto.tenant(),
+                  .model = {.hi = proto.fingerprint_hi(), .lo = proto.fingerprint_lo()},
+                  .recipe = proto.recipe()},
+      .tokens = proto.tokens(),
+      .blocks = proto.blocks(),
+      .published = proto.published(),
+      .created_ms = proto.created_ms(),
+      .stored_bytes = proto.stored_bytes()};
+  INFLLM_ASSIGN_OR_RETURN(context.id, ContextFromProto("id", proto.id()));
+  INFLLM_ASSIGN_OR_RETURN(context.base, ContextFromProto("base", proto.base()));
+  INFLLM_ASSIGN_OR_RETURN(context.options.geometry, FromProto(proto.geometry()));
+  return context;
+}
+
+pb::CommittedContext ToProto(const memstore::CommittedContext& context) {
+  pb::CommittedContext proto;
+  proto.set_id(ToProto(context.id));
+  proto.set_name(context.name);
+  proto.set_fingerprint_hi(context.options.model.hi);
+  proto.set_fingerprint_lo(context.options.model.lo);
+  proto.set_recipe(context.options.recipe);
+  *proto.mutable_geometry() = ToProto(context.options.geometry);
+  proto.set_tokens(context.tokens);
+  proto.set_blocks(context.blocks);
+  proto.set_published(context.published);
+  proto.set_base(ToProto(context.base));
+  proto.set_created_ms(context.created_ms);
+  proto.set_stored_bytes(context.stored_bytes);
+  proto.set_tenant(context.options.tenant);
+  proto.set_crc32c(Checksum(proto));
+  return proto;
+}
+
 memstore::StoreStats FromProto(const pb::StatsResponse& proto) {
   return {.contexts = proto.contexts(),
+          .committed = proto.committed(),
           .blocks = proto.blocks(),
           .blocks_ram = proto.blocks_ram(),
           .blocks_cold = proto.blocks_cold(),
@@ -200,6 +272,7 @@ memstore::StoreStats FromProto(const pb::StatsResponse& proto) {
 pb::StatsResponse ToProto(const memstore::StoreStats& stats) {
   pb::StatsResponse proto;
   proto.set_contexts(stats.contexts);
+  proto.set_committed(stats.committed);
   proto.set_blocks(stats.blocks);
   proto.set_blocks_ram(stats.blocks_ram);
   proto.set_blocks_cold(stats.blocks_cold);

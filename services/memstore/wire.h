@@ -53,6 +53,11 @@ absl::StatusOr<memstore::ContextId> ContextFromProto(std::string_view field,
 uint32_t Checksum(const infllm::v1::CreateRequest& request);
 uint32_t Checksum(const infllm::v1::SelectRequest& request);
 uint32_t Checksum(const infllm::v1::ForkRequest& request);
+uint32_t Checksum(const infllm::v1::CommitRequest& request);
+uint32_t Checksum(const infllm::v1::CommittedContext& context);
+// Of the answer about `id`.
+uint32_t CheckpointChecksum(const memstore::ContextId& id,
+                            const infllm::v1::ReadCheckpointResponse& response);
 uint32_t DescribeChecksum(const memstore::ContextId& context, const infllm::v1::Geometry& geometry);
 uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> content);
 // Of the answer to query number `query`.
@@ -64,6 +69,8 @@ absl::StatusOr<memstore::Geometry> FromProto(const infllm::v1::Geometry& proto);
 infllm::v1::Geometry ToProto(const memstore::Geometry& geometry);
 absl::StatusOr<kernels::Scoring> FromProto(infllm::v1::Scoring proto);
 infllm::v1::Scoring ToProto(kernels::Scoring scoring);
+absl::StatusOr<memstore::CommittedContext> FromProto(const infllm::v1::CommittedContext& proto);
+infllm::v1::CommittedContext ToProto(const memstore::CommittedContext& context);
 memstore::StoreStats FromProto(const infllm::v1::StatsResponse& proto);
 infllm::v1::StatsResponse ToProto(const memstore::StoreStats& stats);
 

@@ -110,15 +110,15 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
       ->capture_default_str();
   command
       .add_option("--ram-bytes", flags.ram_bytes,
-                  "RAM for far blocks, e.g. 512MiB; the rest goes to --cold-dir (in process only)")
+                  "RAM for far blocks, e.g. 512MiB; the rest goes to disk (in process only)")
       ->capture_default_str()
       ->group("Memory store");
   command
       .add_option(
-          "--cold-dir", flags.cold_dir,
-          "directory for blocks that RAM has no room for: its subdirectory infllm-cold is EMPTIED "
-          "at the start and removed at the end; default: a fresh directory below $TMPDIR "
-          "or /var/tmp (in process only)")
+          "--data-dir", flags.data_dir,
+          "directory of the memory store: committed contexts, which outlive the process, and blocks "
+          "that RAM has no room for; default: nothing is committed, and blocks go to a fresh "
+          "directory below $TMPDIR or /var/tmp (in process only)")
       ->group("Memory store");
 
   std::string presets =

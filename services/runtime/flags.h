@@ -21,7 +21,7 @@ struct RuntimeFlags {
   int threads = 0;              // 0: ThreadPool::DefaultThreads()
   std::string memstore;         // empty: in process
   std::string ram_bytes = "4GiB";
-  std::string cold_dir;
+  std::string data_dir;
   std::string kv_bytes = "auto";  // bytes, or auto
   int64_t step_tokens = 512;
   std::string preset = "auto";  // of presets.h; fills in the flags of the method that are not given

@@ -132,7 +132,7 @@ absl::StatusOr<EngineRuntime> NewEngine(worker::ModelRuntime& model, const Runti
     INFLLM_ASSIGN_OR_RETURN(runtime.store, OpenStore({.memstore_target = flags.memstore,
                                                       .cancel = cancel,
                                                       .ram_bytes = ram_bytes,
-                                                      .cold_dir = flags.cold_dir},
+                                                      .data_dir = flags.data_dir},
                                                      *model.backend));
     if (const int64_t pinned = PinnedBytes(config, options, model.dtype);
         flags.memstore.empty() && pinned > 0) {

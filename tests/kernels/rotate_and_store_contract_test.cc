@@ -196,6 +196,28 @@ TEST_P(RotateAndStoreContract, IsLikeTheReferenceAcrossPages) {
   }
 }
 
+// A page is made again, bit for bit, from the keys and values of its record.
+TEST_P(RotateAndStoreContract, ARecordAloneGivesThePageBack) {
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const PageShape page = {.kv_heads = 2,
+                            .head_dim = 24,
+                            .page_tokens = 8,
+                            .dtype = dtype,
+                            .rotated_behind = true};
+    Problem problem = Random(page, 2, 8, 0, /*far=*/false);
+    const Result first = Run(*backend_, problem);
+    const std::vector<float> kept = ToFloats(first.pages[0], dtype);
+    for (int64_t row = 0; row < 8; ++row) {
+      for (int64_t i = 0; i < 2 * 24; ++i) {
+        const int64_t at = row * 6 * 24 + 2 * 24 + i;  // behind two query heads
+        problem.qkv[at] = kept[page.key(i / 24, row) + i % 24];
+        problem.qkv[at + 2 * 24] = kept[page.value(i / 24, row) + i % 24];
+      }
+    }
+    EXPECT_EQ(Run(*backend_, problem).pages, first.pages) << Name(dtype);
+  }
+}
+
 TEST_P(RotateAndStoreContract, WithoutAFarAngleQFarIsLeftAlone) {
   const PageShape page = {.kv_heads = 2, .head_dim = 16, .page_tokens = 8};
   const Problem problem = Random(page, 4, 20, 0, /*far=*/false);

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "worker/attention/checkpoint.h"
 #include "worker/attention/mean_key.h"
 #include "worker/attention/option_table.h"
 #include "worker/attention/publisher.h"
@@ -30,6 +31,12 @@ absl::Status NoRoom(absl::string_view what, int64_t pages, const PageArena& aren
       what, " need ", pages * arena.page_bytes(), " bytes of KV memory, but only ",
       arena.free_pages() * arena.page_bytes(), " of ", arena.pages() * arena.page_bytes(),
       " are free: raise --kv-bytes, lower --step-tokens, or run fewer sequences at a time"));
+}
+
+absl::Status OnlyInfLlmCommits(PolicyKind policy) {
+  return absl::UnimplementedError(
+      absl::StrCat("policy ", std::string(Name(policy)),
+                   " keeps nothing in a memory store: only contexts of infllm are committed"));
 }
 
 // All that a sequence selects in one step must have been published before it, and must fit the
@@ -123,6 +130,8 @@ AttentionPolicy::AttentionPolicy(const ModelConfig& model, const AttentionOption
                                            *environment.store, arena_);
   publisher_ = std::make_unique<Publisher>(model_, options_, page_, backend_, stream_,
                                            *environment.pool, arena_);
+  checkpointer_ = std::make_unique<Checkpointer>(model_, options_, page_, rope_, backend_, stream_,
+                                                 arena_);
 }
 
 AttentionPolicy::~AttentionPolicy() = default;
@@ -147,33 +156,41 @@ absl::StatusOr<std::vector<PageNumber>> AttentionPolicy::TakeCacheSlots() {
   return slots;
 }
 
+memstore::ContextOptions AttentionPolicy::StoreOptions() const {
+  return {.tenant = "",
+          .model = environment_.fingerprint,
+          .recipe = Recipe(options_),
+          .geometry = {.layers = static_cast<int32_t>(model_.layers),
+                       .q_heads = static_cast<int32_t>(model_.q_heads),
+                       .kv_heads = static_cast<int32_t>(model_.kv_heads),
+                       .head_dim = static_cast<int32_t>(model_.head_dim),
+                       .block_tokens = static_cast<int32_t>(options_.block_tokens),
+                       .dtype = environment_.kv_dtype,
+                       .representative = options_.representative}};
+}
+
+absl::StatusOr<std::unique_ptr<FarMemory>> AttentionPolicy::NewFarMemory() {
+  INFLLM_ASSIGN_OR_RETURN(std::vector<PageNumber> slots, TakeCacheSlots());
+  auto far =
+      std::make_unique<FarMemory>(*environment_.store, memstore::NewContextId(), arena_);
+  far->cache_pages = slots;
+  far->mass_arena = mass_arena_.get();
+  for (int64_t i = 0; i < model_.layers; ++i) {
+    far->layers.push_back({.cache = BlockCache({.capacity_blocks = options_.cache_blocks,
+                                                .policy = options_.cache_policy,
+                                                .decay = options_.score_decay},
+                                               slots),
+                           .view = {}});
+  }
+  return far;
+}
+
 absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::NewState() {
   auto state = std::make_unique<AttentionState>(
       AttentionState{.window = KvWindow(arena_, rules_.sink_tokens, rules_.page_tokens)});
   if (retriever_ == nullptr) return state;
-  INFLLM_ASSIGN_OR_RETURN(std::vector<PageNumber> slots, TakeCacheSlots());
-  const memstore::ContextId id = memstore::NewContextId();
-  state->far = std::make_unique<FarMemory>(*environment_.store, id, arena_);
-  state->far->cache_pages = slots;
-  state->far->mass_arena = mass_arena_.get();
-  for (int64_t i = 0; i < model_.layers; ++i) {
-    state->far->layers.push_back({.cache = BlockCache({.capacity_blocks = options_.cache_blocks,
-                                                       .policy = options_.cache_policy,
-                                                       .decay = options_.score_decay},
-                                                      slots),
-                                  .view = {}});
-  }
-  INFLLM_RETURN_IF_ERROR(environment_.store->Create(
-      id, {.tenant = "",
-           .model = environment_.fingerprint,
-           .recipe = Recipe(options_),
-           .geometry = {.layers = static_cast<int32_t>(model_.layers),
-                        .q_heads = static_cast<int32_t>(model_.q_heads),
-                        .kv_heads = static_cast<int32_t>(model_.kv_heads),
-                        .head_dim = static_cast<int32_t>(model_.head_dim),
-                        .block_tokens = static_cast<int32_t>(options_.block_tokens),
-                        .dtype = environment_.kv_dtype,
-                        .representative = options_.representative}}));
+  INFLLM_ASSIGN_OR_RETURN(state->far, NewFarMemory());
+  INFLLM_RETURN_IF_ERROR(environment_.store->Create(state->far->context, StoreOptions()));
   return state;
 }
 
@@ -189,20 +206,89 @@ absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Fork(const Atte
     return NoRoom("the scores of a fork's window", static_cast<int64_t>(parent.mass_pages.size()),
                   *mass_arena_);
   }
-  INFLLM_ASSIGN_OR_RETURN(std::vector<PageNumber> slots, TakeCacheSlots());
-  const memstore::ContextId id = memstore::NewContextId();
-  fork->far = std::make_unique<FarMemory>(*environment_.store, id, arena_);
+  INFLLM_ASSIGN_OR_RETURN(fork->far, NewFarMemory());
   FarMemory& far = *fork->far;
-  far.cache_pages = slots;
   far.stored_blocks = parent.stored_blocks;
   far.published_blocks = parent.published_blocks;
-  far.mass_arena = mass_arena_.get();
-  for (const FarMemory::Layer& layer : parent.layers) {
-    far.layers.push_back({.cache = layer.cache.Fork(slots), .view = layer.view});
+  for (size_t i = 0; i < far.layers.size(); ++i) {
+    far.layers[i] = {.cache = parent.layers[i].cache.Fork(far.cache_pages),
+                     .view = parent.layers[i].view};
   }
   if (mass_arena_ != nullptr) INFLLM_RETURN_IF_ERROR(ForkMass(parent, far, backend_, stream_));
-  INFLLM_RETURN_IF_ERROR(environment_.store->Fork(parent.context, id));
+  INFLLM_RETURN_IF_ERROR(environment_.store->Fork(parent.context, far.context));
   return fork;
+}
+
+absl::StatusOr<memstore::ContextId> AttentionPolicy::Commit(const AttentionState& state,
+                                                            std::string_view name,
+                                                            const memstore::ContextId& replaces,
+                                                            std::span<const int32_t> tokens) {
+  if (checkpointer_ == nullptr) return OnlyInfLlmCommits(options_.policy);
+  INFLLM_CHECK(static_cast<int64_t>(tokens.size()) == state.window.tokens());
+  INFLLM_ASSIGN_OR_RETURN(const std::vector<std::byte> saved, checkpointer_->Save(state));
+  const memstore::ContextId id = memstore::NewContextId();
+  INFLLM_RETURN_IF_ERROR(environment_.store->Commit({.context = state.far->context,
+                                                     .id = id,
+                                                     .name = std::string(name),
+                                                     .replaces = replaces,
+                                                     .blocks = state.far->stored_blocks,
+                                                     .tokens = tokens,
+                                                     .state = saved}));
+  return id;
+}
+
+absl::Status AttentionPolicy::CheckOpen(const memstore::CommittedContext& committed,
+                                        int64_t position) const {
+  if (checkpointer_ == nullptr) return OnlyInfLlmCommits(options_.policy);
+  const memstore::ContextOptions own = StoreOptions();
+  const auto differs = [&](absl::string_view what) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("context \"", committed.name, "\" was read ", what));
+  };
+  if (committed.options.model != own.model) return differs("by a model with other weights");
+  if (committed.options.recipe != own.recipe) {
+    return differs(absl::StrCat("with other settings, which decide what it holds: ",
+                                committed.options.recipe, "; these are ", own.recipe));
+  }
+  if (committed.options.geometry != own.geometry) {
+    return differs("with keys and values of another shape or dtype");
+  }
+  if (position == committed.tokens) return absl::OkStatus();
+  if (position < 0 || position > committed.tokens || position % options_.exec_block != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "position ", position, " of context \"", committed.name, "\": must be its end, ",
+        committed.tokens, ", or a multiple of --exec-block ", options_.exec_block, " before it"));
+  }
+  if (!UsesMass(options_)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("with --representatives mean-key a context is opened at its end, ",
+                   committed.tokens, ", not at position ", position));
+}
+
+absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Open(
+    const memstore::CommittedContext& committed, std::span<const std::byte> saved,
+    int64_t position) {
+  INFLLM_RETURN_IF_ERROR(CheckOpen(committed, position));
+  auto state = std::make_unique<AttentionState>(
+      AttentionState{.window = KvWindow(arena_, rules_.sink_tokens, rules_.page_tokens)});
+  INFLLM_ASSIGN_OR_RETURN(state->far, NewFarMemory());
+  FarMemory& far = *state->far;
+  far.stored_blocks =
+      std::max<int64_t>(position - rules_.sink_tokens, 0) / rules_.page_tokens;
+  far.published_blocks = std::min(committed.published, far.stored_blocks);
+  INFLLM_RETURN_IF_ERROR(
+      environment_.store->Fork(committed.id, far.context, far.stored_blocks));
+  {
+    KvWindow needed(arena_, rules_.sink_tokens, rules_.page_tokens);
+    needed.SkipPages(SelectableBlocks(options_, position));
+    const int64_t pages = needed.PagesFor(position);
+    if (pages > arena_.free_pages()) return NoRoom("the window of a context", pages, arena_);
+    if (mass_arena_ != nullptr && pages > mass_arena_->free_pages()) {
+      return NoRoom("the scores of a context's window", pages, *mass_arena_);
+    }
+  }
+  INFLLM_RETURN_IF_ERROR(checkpointer_->Restore(saved, committed, position, *state));
+  return state;
 }
 
 AttentionStats AttentionPolicy::StatsOf(const AttentionState& state) const {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -22,6 +23,7 @@
 
 namespace infllm::worker {
 
+class Checkpointer;
 class Publisher;
 class Retriever;
 
@@ -69,6 +71,23 @@ class AttentionPolicy {
   absl::StatusOr<std::unique_ptr<AttentionState>> Fork(const AttentionState& state);
   AttentionStats StatsOf(const AttentionState& state) const;
 
+  // Commits what a state has read, between steps; `tokens` are all of it. Returns the id of the
+  // committed context (MemoryStore::Commit, whose errors these are besides).
+  //   UNIMPLEMENTED  the policy is not infllm: it keeps nothing in a memory store
+  absl::StatusOr<memstore::ContextId> Commit(const AttentionState& state, std::string_view name,
+                                             const memstore::ContextId& replaces,
+                                             std::span<const int32_t> tokens);
+  // A state that goes on from the first `position` tokens of a committed context: bit for bit as if
+  // it had read them itself.
+  //   UNIMPLEMENTED        as above
+  //   FAILED_PRECONDITION  it was read by another model or with other options; with mean-key, not
+  //                        all of its tokens are asked for
+  //   INVALID_ARGUMENT     `position` is neither its end nor a multiple of exec_block in it
+  //   RESOURCE_EXHAUSTED, DATA_LOSS, and the errors of MemoryStore::Fork
+  absl::StatusOr<std::unique_ptr<AttentionState>> Open(
+      const memstore::CommittedContext& committed, std::span<const std::byte> saved,
+      int64_t position);
+
   // Begins a step: takes in each part, or refuses it (RESOURCE_EXHAUSTED with need and limit,
   // INVALID_ARGUMENT: more than max_part_tokens). A part is split into exec blocks from its first
   // token on, so a caller that cuts a text at multiples of exec_block gets the same result.
@@ -101,6 +120,10 @@ class AttentionPolicy {
                   const Environment& environment, const WindowRules& rules,
                   const kernels::PageShape& page, PageArena arena);
   absl::Status Prepare();
+  memstore::ContextOptions StoreOptions() const;
+  // Of a new context; nothing is in it yet, and the store does not know it.
+  absl::StatusOr<std::unique_ptr<FarMemory>> NewFarMemory();
+  absl::Status CheckOpen(const memstore::CommittedContext& committed, int64_t position) const;
   absl::Status Admit(StepPart& part);
   absl::Status PlanRows();
   absl::Status PlanSpans();
@@ -120,6 +143,7 @@ class AttentionPolicy {
   kernels::Buffer far_angle_;  // [head_dim]
   std::unique_ptr<Retriever> retriever_;
   std::unique_ptr<Publisher> publisher_;
+  std::unique_ptr<Checkpointer> checkpointer_;
 
   StepPlan plan_;
   kernels::Buffer q_near_, q_far_;  // [rows, q_heads, head_dim]

@@ -40,6 +40,8 @@ class KvWindow {
     return pages_[static_cast<size_t>(page - first_page_)];
   }
   void DropPagesBefore(int64_t page);
+  // The first `pages` pages of a window that is still empty count as dropped.
+  void SkipPages(int64_t pages) { first_page_ = pages; }
 
   // Where a kept token lies: layer 0 of its page, and the slot in it.
   struct Place {

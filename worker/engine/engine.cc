@@ -62,25 +62,46 @@ Engine::Sequence* Engine::Find(SequenceId id) {
   return found == sequences_.end() ? nullptr : &found->second;
 }
 
-absl::StatusOr<SequenceId> Engine::NewSequence() {
-  Sequence sequence;
-  INFLLM_ASSIGN_OR_RETURN(sequence.state, policy_->NewState());
+absl::StatusOr<Engine::Sequence*> Engine::FindSound(SequenceId id) {
+  Sequence* const sequence = Find(id);
+  if (sequence != nullptr && !sequence->failed) return sequence;
+  return absl::NotFoundError(
+      absl::StrCat(Name(id), sequence == nullptr ? " does not exist" : " has failed"));
+}
+
+SequenceId Engine::Add(std::unique_ptr<AttentionState> state) {
   const SequenceId id{next_sequence_++};
-  sequences_.emplace(id, std::move(sequence));
+  sequences_.emplace(id, Sequence{.state = std::move(state)});
   return id;
 }
 
+absl::StatusOr<SequenceId> Engine::NewSequence() {
+  INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state, policy_->NewState());
+  return Add(std::move(state));
+}
+
 absl::StatusOr<SequenceId> Engine::Fork(SequenceId parent) {
-  const Sequence* const from = Find(parent);
-  if (from == nullptr || from->failed) {
-    return absl::NotFoundError(
-        absl::StrCat(Name(parent), from == nullptr ? " does not exist" : " has failed"));
+  INFLLM_ASSIGN_OR_RETURN(const Sequence* const from, FindSound(parent));
+  INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state, policy_->Fork(*from->state));
+  return Add(std::move(state));
+}
+
+absl::StatusOr<memstore::ContextId> Engine::Commit(SequenceId id, std::string_view name,
+                                                   const memstore::ContextId& replaces,
+                                                   std::span<const int32_t> tokens) {
+  INFLLM_ASSIGN_OR_RETURN(const Sequence* const sequence, FindSound(id));
+  if (const int64_t read = position(id); static_cast<int64_t>(tokens.size()) != read) {
+    return absl::InvalidArgumentError(absl::StrCat(Name(id), " has read ", read,
+                                                   " tokens, the commit is of ", tokens.size()));
   }
-  Sequence sequence;
-  INFLLM_ASSIGN_OR_RETURN(sequence.state, policy_->Fork(*from->state));
-  const SequenceId id{next_sequence_++};
-  sequences_.emplace(id, std::move(sequence));
-  return id;
+  return policy_->Commit(*sequence->state, name, replaces, tokens);
+}
+
+absl::StatusOr<SequenceId> Engine::Open(const memstore::CommittedContext& committed,
+                                        std::span<const std::byte> saved, int64_t position) {
+  INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state,
+                          policy_->Open(committed, saved, position));
+  return Add(std::move(state));
 }
 
 void Engine::Drop(SequenceId sequence) { sequences_.erase(sequence); }
@@ -96,11 +117,7 @@ void Engine::SetObserver(SequenceId sequence, SelectionObserver observer) {
 }
 
 absl::Status Engine::Check(const StepItem& item) {
-  const Sequence* const sequence = Find(item.sequence);
-  if (sequence == nullptr || sequence->failed) {
-    return absl::NotFoundError(
-        absl::StrCat(Name(item.sequence), sequence == nullptr ? " does not exist" : " has failed"));
-  }
+  INFLLM_ASSIGN_OR_RETURN(const Sequence* const sequence, FindSound(item.sequence));
   for (const StepPart& part : parts_) {
     if (part.state == sequence->state.get()) {
       return absl::InvalidArgumentError(absl::StrCat(Name(item.sequence), " is in the step twice"));

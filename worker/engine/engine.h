@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -93,6 +94,17 @@ class Engine {
   absl::StatusOr<SequenceId> Fork(SequenceId sequence);
   void Drop(SequenceId sequence);
 
+  // Commits what a sequence has read, `tokens`, to the memory store, under a name; it may go on.
+  // Returns the id of the committed context. A sequence that goes on from the first `position`
+  // tokens of a committed context, with what MemoryStore::ReadCheckpoint gives for it. Errors are
+  // those of AttentionPolicy::Commit and Open; NOT_FOUND as for Fork; INVALID_ARGUMENT: the
+  // sequence has read another number of tokens.
+  absl::StatusOr<memstore::ContextId> Commit(SequenceId sequence, std::string_view name,
+                                             const memstore::ContextId& replaces,
+                                             std::span<const int32_t> tokens);
+  absl::StatusOr<SequenceId> Open(const memstore::CommittedContext& committed,
+                                  std::span<const std::byte> saved, int64_t position);
+
   // Tokens read so far. REQUIRES of these three: the sequence exists.
   int64_t position(SequenceId sequence) const;
   AttentionStats StatsOf(SequenceId sequence) const;
@@ -129,6 +141,9 @@ class Engine {
   Engine(const LoadedModel& model, kernels::Backend& backend,
          std::unique_ptr<AttentionPolicy> policy);
   Sequence* Find(SequenceId id);
+  // NOT_FOUND: there is none, or it has failed.
+  absl::StatusOr<Sequence*> FindSound(SequenceId id);
+  SequenceId Add(std::unique_ptr<AttentionState> state);
   absl::Status Check(const StepItem& item);
   absl::Status Run(const std::atomic<bool>* cancel);
   absl::Status Enqueue(int64_t first_layer, bool keep_inputs, const std::atomic<bool>* cancel);

@@ -1,4 +1,4 @@
-#include "services/common/cold_directory.h"
+#include "services/common/scratch_cold_store.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -32,34 +32,6 @@ absl::Status Errno(int error, const std::string& doing) {
                                                              : absl::UnavailableError(text);
 }
 
-// OK if a file or directory is ours alone to change: whoever owns it could read our blocks or make
-// us remove or overwrite files of others.
-absl::Status CheckOwned(const struct stat& info, const std::string& path) {
-  if (info.st_uid == ::geteuid()) return absl::OkStatus();
-  return absl::PermissionDeniedError(
-      absl::StrCat(path, " belongs to user ", info.st_uid, ", not to user ", ::geteuid(),
-                   " who runs this: remove it or give another --cold-dir"));
-}
-
-// Makes the directory `path`, empty and readable for us alone. Removes what is there if that is a
-// directory of ours, and refuses anything else. Follows no symbolic link.
-absl::Status MakePrivateDirectory(const std::string& path) {
-  struct stat info {};
-  if (::lstat(path.c_str(), &info) == 0) {
-    if (!S_ISDIR(info.st_mode)) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(path, S_ISLNK(info.st_mode) ? " is a symbolic link" : " is a file",
-                       ", not a directory of cold blocks: remove it or give another --cold-dir"));
-    }
-    INFLLM_RETURN_IF_ERROR(CheckOwned(info, path));
-    std::error_code error;
-    fs::remove_all(path, error);
-    if (error) return Errno(error.value(), absl::StrCat("cannot empty ", path));
-  }
-  if (::mkdir(path.c_str(), 0700) == 0) return absl::OkStatus();
-  return Errno(errno, absl::StrCat("cannot make ", path));
-}
-
 // An exclusive lock on a file, which the kernel releases when the process ends, however it ends.
 class FileLock {
  public:
@@ -72,16 +44,11 @@ class FileLock {
   }
   FileLock& operator=(FileLock&&) = delete;
 
-  // FAILED_PRECONDITION: another process has it. PERMISSION_DENIED: it is another user's.
+  // FAILED_PRECONDITION: another process has it.
   static absl::StatusOr<FileLock> Take(const std::string& path) {
     while (true) {
       const int fd = ::open(path.c_str(), O_CREAT | O_RDWR | O_CLOEXEC | O_NOFOLLOW, 0600);
       if (fd < 0) return Errno(errno, absl::StrCat("cannot open ", path));
-      struct stat info {};
-      if (::fstat(fd, &info) == 0 && info.st_uid != ::geteuid()) {
-        ::close(fd);
-        return CheckOwned(info, path);
-      }
       if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
         const int error = errno;
         ::close(fd);
@@ -91,6 +58,7 @@ class FileLock {
       }
       // Whoever had it may have removed the file between our open() and flock(): then this lock
       // keeps nobody out, and we try again.
+      struct stat info {};
       if (::fstat(fd, &info) == 0 && info.st_nlink > 0) return FileLock(fd, path);
       ::close(fd);
     }
@@ -107,7 +75,8 @@ class OwnedColdStore final : public memstore::ColdStore {
  public:
   static absl::StatusOr<std::unique_ptr<OwnedColdStore>> Open(const std::string& path) {
     INFLLM_ASSIGN_OR_RETURN(FileLock lock, FileLock::Take(absl::StrCat(path, ".lock")));
-    INFLLM_RETURN_IF_ERROR(MakePrivateDirectory(path));
+    // Fresh, and readable for us alone: blocks hold what was read.
+    if (::mkdir(path.c_str(), 0700) != 0) return Errno(errno, absl::StrCat("cannot make ", path));
     INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<memstore::ColdStore> db,
                             memstore::OpenRocksDb({.directory = path}));
     return std::unique_ptr<OwnedColdStore>(
@@ -165,7 +134,7 @@ absl::StatusOr<std::unique_ptr<OwnedColdStore>> OpenScratch() {
   const int fd = ::mkostemps(lock_path.data(), static_cast<int>(kLockSuffix.size()), O_CLOEXEC);
   if (fd < 0) {
     return Errno(errno, absl::StrCat("cannot make a directory for cold blocks below ", root,
-                                     "; set TMPDIR or --cold-dir"));
+                                     "; set TMPDIR or --data-dir"));
   }
   ::close(fd);
   return OwnedColdStore::Open(lock_path.substr(0, lock_path.size() - kLockSuffix.size()));
@@ -203,15 +172,6 @@ class ScratchColdStore final : public memstore::ColdStore {
 };
 
 }  // namespace
-
-absl::StatusOr<std::unique_ptr<memstore::ColdStore>> OpenColdDirectory(
-    const std::string& directory) {
-  std::error_code error;
-  fs::create_directories(directory, error);
-  if (error) return Errno(error.value(), absl::StrCat("cannot make ", directory));
-  return OwnedColdStore::Open(
-      absl::StrCat(directory, "/", absl::string_view(kName.data(), kName.size())));
-}
 
 std::unique_ptr<memstore::ColdStore> NewScratchColdStore() {
   return std::make_unique<ScratchColdStore>();
