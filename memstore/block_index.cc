@@ -9,8 +9,8 @@
 namespace infllm::memstore {
 namespace {
 
-// A chunk holds as many blocks as the index held before it, within these bounds: small contexts
-// stay small, large ones have few chunks.
+// A chunk holds as many blocks as the index added before it, within these bounds: small contexts
+// and small forks of large ones stay small, large ones have few chunks.
 constexpr int64_t kMinChunkBlocks = 8;
 constexpr int64_t kMaxChunkBytes = 4 << 20;
 
@@ -105,6 +105,7 @@ BlockIndex BlockIndex::Fork(int64_t blocks) const {
   INFLLM_CHECK(blocks >= 0 && blocks <= size_);
   BlockIndex fork = *this;
   fork.room_ = 0;
+  fork.shared_ = blocks;
   if (blocks == size_) return fork;
   fork.size_ = blocks;
   fork.extents_.resize(blocks == 0 ? 0 : ExtentOf(blocks - 1) + 1);
@@ -118,7 +119,7 @@ absl::Status BlockIndex::AddChunk(int64_t wanted_blocks) {
   const auto block_bytes = static_cast<int64_t>(block_bytes_);
   const int64_t most = std::max(int64_t{1}, kMaxChunkBytes / block_bytes);
   const int64_t blocks =
-      std::clamp(std::max(size_, wanted_blocks), std::min(kMinChunkBlocks, most), most);
+      std::clamp(std::max(size_ - shared_, wanted_blocks), std::min(kMinChunkBlocks, most), most);
   INFLLM_ASSIGN_OR_RETURN(kernels::Buffer buffer, backend_->Allocate(blocks * block_bytes));
   Chunks chunks = *chunks_;
   chunks.push_back(std::make_shared<const Chunk>(std::move(buffer), *allocated_bytes_));

@@ -82,7 +82,8 @@ class BlockIndex {
   std::shared_ptr<const Chunks> chunks_;  // shared with views and forks: replaced, never changed
   std::vector<Extent> extents_;           // parallel to *chunks_
   int64_t size_ = 0;
-  int64_t room_ = 0;  // blocks that the last chunk can still take from this index
+  int64_t shared_ = 0;  // of these, those that came with Fork()
+  int64_t room_ = 0;    // blocks that the last chunk can still take from this index
 };
 
 }  // namespace infllm::memstore

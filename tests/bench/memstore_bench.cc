@@ -248,7 +248,7 @@ class SelectHit {
   kernels::ThreadPool pool_;
   const std::unique_ptr<kernels::Backend> backend_ = kernels::NewCpuBackend(pool_);
   Selector selector_{*backend_};
-  const std::unique_ptr<MemoryStore> store_ = NewInProcessStore({}, *backend_, nullptr);
+  const std::unique_ptr<MemoryStore> store_ = NewInProcessStore({}, *backend_, nullptr).value();
   const ContextId id_;
   std::shared_ptr<const IndexView> view_;
   std::vector<int64_t> have_;
@@ -307,7 +307,7 @@ void RamFetch(benchmark::State& state) {
   const int64_t blocks = (int64_t{256} << 20) / payload_bytes;
   kernels::ThreadPool pool;
   const auto backend = kernels::NewCpuBackend(pool);
-  const auto store = NewInProcessStore({}, *backend, nullptr);
+  const auto store = NewInProcessStore({}, *backend, nullptr).value();
   const ContextId id = NewContext(*store, PayloadOf(payload_bytes));
   const Pages data(payload_bytes);
   for (int64_t i = 0; i < blocks; ++i) AppendOne(*store, id, i, data.bytes());
@@ -336,7 +336,7 @@ void Append(benchmark::State& state) {
   const int64_t blocks = (int64_t{256} << 20) / payload_bytes;
   kernels::ThreadPool pool;
   const auto backend = kernels::NewCpuBackend(pool);
-  const auto store = NewInProcessStore({}, *backend, nullptr);
+  const auto store = NewInProcessStore({}, *backend, nullptr).value();
   const Pages data(payload_bytes);
   std::vector<std::byte> copies(blocks * payload_bytes);
   double copy_seconds = 0, crc_seconds = 0, both_seconds = 0, append_seconds = 0;

@@ -13,6 +13,7 @@
 #include "kernels/core/dtype.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/memory_store.h"
+#include "tests/support/forwarding_store.h"
 
 namespace infllm::bench {
 
@@ -20,12 +21,12 @@ namespace infllm::bench {
 // are random, each its own; of payloads there are but `payloads`, kept by a real store, and block i
 // has the (i mod payloads)-th. Blocks appended later are the real store's, so appending,
 // publishing and fetching cost what they do there.
-class PlacedStore final : public memstore::MemoryStore {
+class PlacedStore final : public ::infllm::testing::ForwardingStore {
  public:
   // `store` must outlive the object. `geometry` has one layer, bf16 and bounds.
   PlacedStore(memstore::MemoryStore& store, const memstore::Geometry& geometry, int64_t blocks,
               int64_t payloads)
-      : store_(store), blocks_(blocks), payloads_(std::min(blocks, payloads)) {
+      : ForwardingStore(store), blocks_(blocks), payloads_(std::min(blocks, payloads)) {
     const auto floats = geometry.representative_floats();
     representatives_ =
         std::make_shared<std::vector<kernels::BF16>>(static_cast<size_t>(blocks) * floats);
@@ -39,7 +40,7 @@ class PlacedStore final : public memstore::MemoryStore {
         least[i + floats / 2] = kernels::BF16(middle + 1);
       }
     }
-    INFLLM_CHECK(store_.Create(pool_, {.geometry = geometry}).ok());
+    INFLLM_CHECK(base().Create(pool_, {.geometry = geometry}).ok());
     std::vector<kernels::BF16> payload(geometry.payload_bytes() / sizeof(kernels::BF16));
     for (int64_t i = 0; i < payloads_; ++i) {
       for (kernels::BF16& value : payload) {
@@ -47,29 +48,25 @@ class PlacedStore final : public memstore::MemoryStore {
         value = kernels::BF16(static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f);
       }
       const std::span<const std::byte> bytes = std::as_bytes(std::span(payload));
-      INFLLM_CHECK(store_.Append(pool_, 0, i, {&bytes, 1}).ok());
+      INFLLM_CHECK(base().Append(pool_, 0, i, {&bytes, 1}).ok());
     }
   }
-  ~PlacedStore() override { store_.Drop(pool_).IgnoreError(); }
+  ~PlacedStore() override { base().Drop(pool_).IgnoreError(); }
 
-  absl::Status Create(const memstore::ContextId& id,
-                      const memstore::ContextOptions& options) override {
-    return store_.Create(id, options);
-  }
   absl::Status Append(const memstore::ContextId& context, int32_t layer, int64_t first_block,
                       std::span<const std::span<const std::byte>> payloads) override {
-    return store_.Append(context, layer, first_block - blocks_, payloads);
+    return base().Append(context, layer, first_block - blocks_, payloads);
   }
   absl::Status Publish(const memstore::ContextId& context, int32_t layer, int64_t first_block,
                        std::span<const float> representatives) override {
-    return store_.Publish(context, layer, first_block - blocks_, representatives);
+    return base().Publish(context, layer, first_block - blocks_, representatives);
   }
   absl::StatusOr<std::vector<memstore::Selection>> Select(const memstore::SelectRequest&) override {
     return absl::UnimplementedError("blocks that have been placed are scored by the caller");
   }
   absl::StatusOr<memstore::IndexView> View(const memstore::ContextId& context,
                                            int32_t layer) override {
-    INFLLM_ASSIGN_OR_RETURN(memstore::IndexView view, store_.View(context, layer));
+    INFLLM_ASSIGN_OR_RETURN(memstore::IndexView view, base().View(context, layer));
     if (blocks_ == 0) return view;
     view.chunks.insert(view.chunks.begin(), {.data = representatives_->data(), .blocks = blocks_});
     view.blocks += blocks_;
@@ -86,23 +83,16 @@ class PlacedStore final : public memstore::MemoryStore {
     for (int64_t& block : later) block -= blocks_;
     std::vector<memstore::BlockHandle> handles;
     if (!placed.empty()) {
-      INFLLM_ASSIGN_OR_RETURN(handles, store_.Fetch(pool_, layer, placed));
+      INFLLM_ASSIGN_OR_RETURN(handles, base().Fetch(pool_, layer, placed));
     }
     if (later.empty()) return handles;
     INFLLM_ASSIGN_OR_RETURN(std::vector<memstore::BlockHandle> more,
-                            store_.Fetch(context, layer, later));
+                            base().Fetch(context, layer, later));
     handles.insert(handles.end(), more.begin(), more.end());
     return handles;
   }
-  absl::Status Seal(const memstore::ContextId& context) override { return store_.Seal(context); }
-  absl::Status Fork(const memstore::ContextId& parent, const memstore::ContextId& child) override {
-    return store_.Fork(parent, child);
-  }
-  absl::Status Drop(const memstore::ContextId& context) override { return store_.Drop(context); }
-  absl::StatusOr<memstore::StoreStats> Stats() override { return store_.Stats(); }
 
  private:
-  memstore::MemoryStore& store_;
   const memstore::ContextId pool_ = memstore::NewContextId();  // of the payloads
   const int64_t blocks_;
   const int64_t payloads_;

@@ -131,8 +131,8 @@ TEST_P(BlockIndexTest, ForksShareThePastAndGrowApart) {
   };
   ASSERT_OK(root->Add(blocks(0, 21, 0)));
   const int64_t before = allocated_;
-  auto fork = std::make_optional(root->Fork());
-  auto second = std::make_optional(fork->Fork());
+  auto fork = std::make_optional(root->Fork(root->size()));
+  auto second = std::make_optional(fork->Fork(fork->size()));
   EXPECT_EQ(allocated_, before) << "a fork copies nothing";
   EXPECT_EQ(fork->View().chunks[0].data, root->View().chunks[0].data);
   ASSERT_OK(root->Add(blocks(21, 5, 1)));

@@ -99,24 +99,7 @@ TEST_P(MemoryStoreContract, ABlockLargerThanRamIsRefusedAtOnce) {
               StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("--ram-bytes")));
 }
 
-// ---- Seal, Fork, Drop
-
-TEST_P(MemoryStoreContract, ASealedContextIsReadOnly) {
-  const ContextId id = NewContext();
-  ASSERT_OK(Append(id, 0, 0, 3));
-  ASSERT_OK(Publish(id, 0, 0, 2));
-  ASSERT_OK(store_->Seal(id));
-  EXPECT_OK(store_->Seal(id));
-  const auto sealed = StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("sealed"));
-  EXPECT_THAT(Append(id, 0, 3, 1), sealed);
-  EXPECT_THAT(Publish(id, 0, 2, 1), sealed);
-  EXPECT_OK(FetchAndCompare(id, 0, {0, 1, 2}));
-  ASSERT_OK_AND_ASSIGN(const Selection all, Select(0, {.context = id, .query = Query(0), .k = 9}));
-  EXPECT_THAT(Indices(all), ElementsAre(0, 1));
-  const ContextId fork = Forked(id);
-  EXPECT_OK(Append(fork, 0, 3, 1));
-  EXPECT_OK(Publish(fork, 0, 2, 2));
-}
+// ---- Fork, Drop
 
 TEST_P(MemoryStoreContract, AForkSharesThePastAndGrowsApart) {
   const ContextId parent = NewContext();
@@ -150,7 +133,6 @@ TEST_P(MemoryStoreContract, ForkCanBeRepeatedUntilEitherGrows) {
   ASSERT_OK(Append(parent, 1, 0, 3));
   ASSERT_OK(Publish(parent, 1, 0, 2));
   const ContextId first = Forked(parent), second = Forked(parent), third = Forked(parent);
-  ASSERT_OK(store_->Seal(parent));
   for (const ContextId& child : {first, second, third}) EXPECT_OK(store_->Fork(parent, child));
   EXPECT_EQ(Stats().contexts, 4);
   const auto grown = StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("grown"));

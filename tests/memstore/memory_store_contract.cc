@@ -145,7 +145,7 @@ TEST_P(MemoryStoreContract, AnUnknownContextIsNotFound) {
     EXPECT_THAT(Publish(id, 0, 0, 1), not_found);
     EXPECT_THAT(Select(0, {.context = id, .query = Query(1), .k = 1}), not_found);
     EXPECT_THAT(store_->Fetch(id, 0, {}), not_found);
-    EXPECT_THAT(store_->Seal(id), not_found);
+    EXPECT_THAT(store_->Describe(id), not_found);
     EXPECT_THAT(store_->Fork(id, NewContextId()), not_found);
     EXPECT_THAT(store_->Drop(id), not_found);
   }

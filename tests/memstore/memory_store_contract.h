@@ -43,6 +43,8 @@ class MemoryStoreContract : public ::testing::TestWithParam<StoreFactory> {
   }
   ContextId NewContext(const Geometry& geometry = kGeometry);
   ContextId Forked(const ContextId& parent);
+  // A context whose layers all have so many blocks.
+  ContextId WithBlocks(int64_t blocks, int64_t published);
   // A context whose layer 0 has blocks with these representatives.
   ContextId Filled(const Geometry& geometry, const std::vector<float>& representatives);
   // Blocks [first, first + count) of a layer: their payloads, and made selectable.

@@ -47,7 +47,7 @@ TEST_P(MemoryStoreContract, AFullStoreWithoutAColdTierSaysWhatToDo) {
   Remake(/*ram_blocks=*/5, nullptr);
   const ContextId id = NewContext();
   EXPECT_THAT(Append(id, 0, 0, 6), StatusIs(absl::StatusCode::kResourceExhausted,
-                                            AllOf(HasSubstr("--ram-bytes"), HasSubstr("--cold-dir"),
+                                            AllOf(HasSubstr("--ram-bytes"), HasSubstr("--data-dir"),
                                                   HasSubstr("20480 of 20480 bytes"))));
   EXPECT_OK(FetchAndCompare(id, 0, {0, 1, 2, 3, 4})) << "those before the failure are stored";
   EXPECT_EQ(Stats().ram_bytes, 5 * kPayloadBytes);

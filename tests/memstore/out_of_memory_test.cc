@@ -64,7 +64,7 @@ class OutOfMemoryTest : public ::testing::Test {
   }
 
   const std::unique_ptr<MemoryStore> store_ = NewInProcessStore(
-      {.ram_capacity_bytes = kRamBlocks * kPayloadBytes}, TestBackend(), NewFakeColdStore());
+      {.ram_capacity_bytes = kRamBlocks * kPayloadBytes}, TestBackend(), NewFakeColdStore()).value();
   const ContextId id_ = NewContextId();
 };
 

@@ -152,7 +152,7 @@ TEST(RocksDbColdStore, AFullDiskIsResourceExhaustedAndReadsGoOn) {
   uint64_t stored = 0;
   while (status.ok() && stored < 1000) status = PutOne(*store, stored++, 1 << 20);
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted,
-                               AllOf(HasSubstr(disk.path()), HasSubstr("--cold-dir"))));
+                               AllOf(HasSubstr(disk.path()), HasSubstr("--data-dir"))));
   EXPECT_GT(stored, 10u);  // of 64 MB
   for (uint64_t i = 0; i + 1 < stored; ++i) EXPECT_OK(GetOne(*store, i, 1 << 20)) << i;
 }

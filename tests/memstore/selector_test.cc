@@ -166,7 +166,7 @@ TEST(Selector, QueriesOfOneShapeAreOneCall) {
   std::atomic<int64_t> allocated = 0;
   BlockIndex index(device, kernels::Backend::kMainStream, kGeometry, allocated);
   ASSERT_OK(index.Add(Representatives(0, 0, 50)));
-  BlockIndex fork = index.Fork();
+  BlockIndex fork = index.Fork(index.size());
   ASSERT_OK(fork.Add(Representatives(0, 50, 9)));
   const auto view = std::make_shared<const IndexView>(index.View());
   const auto of_fork = std::make_shared<const IndexView>(fork.View());

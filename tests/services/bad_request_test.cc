@@ -156,7 +156,7 @@ class BadRequestTest : public ::testing::Test {
   const TempDir dir_;
   const std::unique_ptr<kernels::Backend> backend_ = kernels::NewReferenceBackend();
   const std::unique_ptr<memstore::MemoryStore> store_ =
-      memstore::NewInProcessStore({.ram_capacity_bytes = 1 << 20}, *backend_, nullptr);
+      memstore::NewInProcessStore({.ram_capacity_bytes = 1 << 20}, *backend_, nullptr).value();
   std::unique_ptr<MemstoreServer> server_;
   std::unique_ptr<pb::MemoryStore::Stub> stub_;
 };
@@ -398,11 +398,11 @@ TEST_F(BadRequestTest, UnknownContextsOfAllOtherCalls) {
     check(stub_->Describe(&call, request, &response));
   }
   {
-    pb::SealRequest request;
-    request.set_context(wire::ToProto(kUnknown));
-    pb::SealResponse response;
+    pb::ReadCheckpointRequest request;
+    request.set_id(wire::ToProto(kUnknown));
+    pb::ReadCheckpointResponse response;
     grpc::ClientContext call;
-    check(stub_->Seal(&call, request, &response));
+    check(stub_->ReadCheckpoint(&call, request, &response));
   }
   {
     pb::ForkRequest request;

@@ -13,12 +13,14 @@
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "tests/support/scoped_env.h"
 #include "tests/support/subprocess.h"
 #include "tests/support/temp_dir.h"
 
 namespace infllm {
 namespace {
 
+using ::infllm::testing::ScopedEnv;
 using ::infllm::testing::Subprocess;
 using ::infllm::testing::TempDir;
 using ::testing::AllOf;
@@ -81,7 +83,7 @@ TEST_F(CliTest, HelpTellsFlagsUnitsAndDefaults) {
          {"--policy", "--rope-scaling", "--n-init", "--n-local", "--block-tokens", "--top-k",
           "--repr-top-k", "--exec-block", "--cache-blocks", "--cache-policy", "--scoring",
           "--representatives", "--device", "--dtype", "--threads", "--memstore", "--ram-bytes",
-          "--cold-dir"}) {
+          "--data-dir"}) {
       EXPECT_THAT(result.out, HasSubstr(flag)) << command;
     }
     EXPECT_THAT(result.out, AllOf(HasSubstr("tokens"), HasSubstr("4096"), HasSubstr("4GiB")));
@@ -254,7 +256,7 @@ TEST_F(CliTest, AnswersDoNotDependOnTheMemoryStore) {
 
   const std::string endpoint = "unix:" + dir_.path() + "/store";
   Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--ram-bytes",
-                     std::to_string(blocks * 4096 / 10), "--cold-dir", dir_.file("cold")});
+                     std::to_string(blocks * 4096 / 10), "--data-dir", dir_.file("cold")});
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
   std::vector<std::string> remote = ask;
   remote.insert(remote.end(), {"--memstore", endpoint});
@@ -283,7 +285,7 @@ TEST_F(CliTest, ScoresWithTheOptionsOfTheMemory) {
   EXPECT_GT(std::abs(infllm - full), 1e-4);
 
   const std::string endpoint = "unix:" + dir_.path() + "/store";
-  Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--cold-dir", dir_.file("cold")});
+  Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--data-dir", dir_.file("cold")});
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
   for (const char* option : {"--representatives=mean-key", "--scoring=head-vote"}) {
     const double changed = nll(option);
@@ -385,11 +387,12 @@ TEST_F(CliTest, SignalsEndALongJobCleanlyWithinASecond) {
   ::signal(SIGHUP, SIG_DFL);  // inherited by the command; this test may run under nohup
   const std::string text = dir_.Write("text", StoryText(60000));
   const std::string cold = dir_.file("cold");
+  std::filesystem::create_directory(cold);
+  const ScopedEnv tmpdir("TMPDIR", cold);
   for (const auto& [signal, status] : {std::pair{SIGINT, 130}, {SIGTERM, 143}, {SIGHUP, 129}}) {
     Subprocess process(With({INFLLM_CLI, "ask", "--model", kModel, "--text", text, "--question",
-                             "x", "--ram-bytes", "1MiB", "--cold-dir", cold}));
+                             "x", "--ram-bytes", "1MiB"}));
     ASSERT_TRUE(process.WaitForOutput("reading "));
-    EXPECT_FALSE(std::filesystem::is_empty(cold));
     const auto start = std::chrono::steady_clock::now();
     process.Signal(signal);
     EXPECT_EQ(process.Wait(), status);
@@ -436,9 +439,11 @@ TEST_F(CliTest, OutputThatIsLostIsAnError) {
 TEST_F(CliTest, AReaderThatGoesAwayEndsTheJobCleanly) {
   const std::string text = dir_.Write("text", StoryText(20));
   const std::string cold = dir_.file("cold"), endpoint = "unix:" + dir_.file("store");
+  std::filesystem::create_directory(cold);
+  const ScopedEnv tmpdir("TMPDIR", cold);
   const std::string pipe = dir_.file("pipe");
   ASSERT_EQ(::mkfifo(pipe.c_str(), 0600), 0);
-  Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--cold-dir", dir_.file("daemon")});
+  Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--data-dir", dir_.file("daemon")});
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
   const auto ask = [&](std::vector<std::string> more) {
     more.insert(more.begin(), {"ask", "--model", kModel, "--text", text, "--question", "Tim"});
@@ -452,7 +457,7 @@ TEST_F(CliTest, AReaderThatGoesAwayEndsTheJobCleanly) {
         .get<int64_t>();
   };
   const int64_t blocks = blocks_stored();
-  for (const std::vector<std::string>& store : {std::vector<std::string>{"--cold-dir", cold},
+  for (const std::vector<std::string>& store : {std::vector<std::string>{},
                                                 std::vector<std::string>{"--memstore", endpoint}}) {
     // Descriptor 6 is a pipe whose only reader, 5, is closed again.
     const Result result =

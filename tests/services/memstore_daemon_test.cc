@@ -22,6 +22,7 @@
 #include "services/memstore/remote_store.h"
 #include "services/memstore/wire.h"
 #include "tests/services/fake_retry_clock.h"
+#include "tests/support/scoped_env.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
@@ -31,6 +32,7 @@ namespace infllm::services {
 namespace {
 
 using ::infllm::testing::FakeRetryClock;
+using ::infllm::testing::ScopedEnv;
 using ::infllm::testing::StatusIs;
 using ::infllm::testing::TempDir;
 using ::testing::AllOf;
@@ -202,9 +204,9 @@ TEST_F(MemstoreDaemonTest, ServesOverTcpWithHealthAndReflectionAndEndsOnSigterm)
   EXPECT_EQ(daemon.Errors(), "");
 }
 
-TEST_F(MemstoreDaemonTest, KeepsBlocksOnDiskAndLeavesNothingBehind) {
+TEST_F(MemstoreDaemonTest, KeepsBlocksOnDisk) {
   const std::string cold = dir_.file("cold");
-  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB", "--cold-dir", cold});
+  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB", "--data-dir", cold});
   ASSERT_EQ(daemon.Ready(), Socket("s"));
   ASSERT_OK_AND_ASSIGN(const auto store, ConnectRemoteStore(Socket("s"), {}));
   const memstore::ContextId id = memstore::NewContextId();
@@ -224,17 +226,18 @@ TEST_F(MemstoreDaemonTest, KeepsBlocksOnDiskAndLeavesNothingBehind) {
   ASSERT_OK_AND_ASSIGN(const memstore::StoreStats stats, store->Stats());
   EXPECT_GT(stats.cold_hits, 0);
   EXPECT_LE(stats.ram_bytes, 1 << 20);
-  EXPECT_TRUE(std::filesystem::exists(cold + "/infllm-cold"));
+  EXPECT_TRUE(std::filesystem::exists(cold + "/INFLLM_MEMSTORE"));
   daemon.Signal(SIGINT);
   EXPECT_EQ(daemon.Wait(), 0);
-  EXPECT_TRUE(std::filesystem::is_empty(cold));
   EXPECT_FALSE(std::filesystem::exists(dir_.file("s")));
 }
 
 TEST_F(MemstoreDaemonTest, HangupAndALostReaderLeaveNothingBehind) {
   ::signal(SIGHUP, SIG_DFL);  // inherited by the daemon; this test may run under nohup
   const std::string cold = dir_.file("cold");
-  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB", "--cold-dir", cold});
+  std::filesystem::create_directory(cold);
+  const ScopedEnv tmpdir("TMPDIR", cold);
+  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB"});
   ASSERT_EQ(daemon.Ready(), Socket("s"));
   daemon.CloseOutput();
   daemon.Signal(SIGHUP);
@@ -302,7 +305,7 @@ TEST_F(MemstoreDaemonTest, KilledDaemonIsUnavailableAndItsSocketIsTakenOver) {
   ASSERT_EQ(second.Ready(), Socket("s"));
   // It starts empty: contexts of the first are unknown, not somebody else's.
   ASSERT_OK_AND_ASSIGN(const auto again, ConnectRemoteStore(Socket("s"), {}));
-  EXPECT_THAT(again->Seal(id), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(again->Drop(id), StatusIs(absl::StatusCode::kNotFound));
 }
 
 TEST_F(MemstoreDaemonTest, RefusesAnAddressInUse) {
@@ -317,12 +320,12 @@ TEST_F(MemstoreDaemonTest, RefusesAnAddressInUse) {
   }
 }
 
-TEST_F(MemstoreDaemonTest, RefusesAColdDirectoryInUse) {
-  Daemon first({"--listen", Socket("a"), "--cold-dir", dir_.path()});
+TEST_F(MemstoreDaemonTest, RefusesADataDirectoryInUse) {
+  Daemon first({"--listen", Socket("a"), "--data-dir", dir_.path()});
   ASSERT_EQ(first.Ready(), Socket("a"));
-  Daemon second({"--listen", Socket("b"), "--cold-dir", dir_.path()});
+  Daemon second({"--listen", Socket("b"), "--data-dir", dir_.path()});
   EXPECT_EQ(second.Wait(), 1);
-  EXPECT_THAT(second.Errors(), HasSubstr("another process keeps its blocks there"));
+  EXPECT_THAT(second.Errors(), HasSubstr("is in use by another store"));
 }
 
 TEST_F(MemstoreDaemonTest, ExplainsBadFlags) {
@@ -345,7 +348,7 @@ TEST_F(MemstoreDaemonTest, HelpStatesUnitsAndDefaults) {
   Daemon daemon({"--help"});
   EXPECT_THAT(daemon.Output(),
               AllOf(HasSubstr("127.0.0.1:7077"), HasSubstr("4 GiB"), HasSubstr("512MiB"),
-                    HasSubstr("EMPTIED"), HasSubstr("--threads")));
+                    HasSubstr("--data-dir"), HasSubstr("--threads")));
   EXPECT_EQ(daemon.Wait(), 0);
 }
 

@@ -52,9 +52,23 @@ class PuppetStore final : public memstore::MemoryStore {
   Settable<absl::StatusOr<Blocks>(const ContextId&, int32_t, std::span<const int64_t>)> fetch;
   Settable<absl::Status(const ContextId&, const ContextId&)> fork;
   Settable<absl::Status(const ContextId&)> drop;
+  Settable<absl::Status(const memstore::CommitRequest&)> commit;
+  Settable<absl::StatusOr<memstore::CommittedContext>(std::string_view, std::string_view)>
+      find_committed;
+  Settable<absl::StatusOr<std::vector<memstore::CommittedContext>>(std::string_view)>
+      list_committed;
+  Settable<absl::StatusOr<memstore::Checkpoint>(const ContextId&)> read_checkpoint;
 
   absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
+    const std::lock_guard lock(mutex_);
+    geometries_[ToString(id)] = options.geometry;
     return create(id, options);
+  }
+  absl::StatusOr<memstore::Geometry> Describe(const ContextId& id) override {
+    const std::lock_guard lock(mutex_);
+    const auto found = geometries_.find(ToString(id));
+    if (found == geometries_.end()) return absl::NotFoundError("never created");
+    return found->second;
   }
   absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
                       Payloads payloads) override {
@@ -75,12 +89,31 @@ class PuppetStore final : public memstore::MemoryStore {
                                std::span<const int64_t> blocks) override {
     return fetch(context, layer, blocks);
   }
-  absl::Status Seal(const ContextId&) override { return absl::OkStatus(); }
-  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
+  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t) override {
+    {
+      const std::lock_guard lock(mutex_);
+      geometries_[ToString(child)] = geometries_[ToString(parent)];
+    }
     return fork(parent, child);
   }
   absl::Status Drop(const ContextId& context) override { return drop(context); }
+  absl::Status Commit(const memstore::CommitRequest& request) override { return commit(request); }
+  absl::StatusOr<memstore::CommittedContext> FindCommitted(std::string_view tenant,
+                                                           std::string_view name) override {
+    return find_committed(tenant, name);
+  }
+  absl::StatusOr<std::vector<memstore::CommittedContext>> ListCommitted(
+      std::string_view tenant) override {
+    return list_committed(tenant);
+  }
+  absl::StatusOr<memstore::Checkpoint> ReadCheckpoint(const ContextId& id) override {
+    return read_checkpoint(id);
+  }
   absl::StatusOr<memstore::StoreStats> Stats() override { return memstore::StoreStats(); }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::string, memstore::Geometry> geometries_;  // by id
 };
 
 // A handle that owns its bytes.

@@ -4,6 +4,7 @@
 #include "services/memstore/server.h"
 #include "tests/memstore/memory_store_contract.h"
 #include "tests/services/fake_retry_clock.h"
+#include "tests/support/forwarding_store.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
 
@@ -15,52 +16,27 @@ using ::infllm::testing::TempDir;
 using services::Endpoint;
 
 // A client together with the server that it talks to.
-class ServedStore final : public MemoryStore {
+struct Served {
+  Served(StoreSetup setup, const Endpoint& listen)
+      : store(NewInProcessStore({.ram_capacity_bytes = setup.ram_capacity_bytes}, TestBackend(),
+                                std::move(setup.cold))
+                  .value()) {
+    auto started = services::MemstoreServer::Start(listen, *store);
+    EXPECT_OK(started);
+    server = *std::move(started);
+    auto connected = services::ConnectRemoteStore(server->endpoint().ToString(), {.clock = &clock});
+    EXPECT_OK(connected);
+    client = *std::move(connected);
+  }
+  FakeRetryClock clock;  // so that errors which are tried again come at once
+  std::unique_ptr<MemoryStore> store;
+  std::unique_ptr<services::MemstoreServer> server;
+  std::unique_ptr<MemoryStore> client;
+};
+class ServedStore final : private Served, public ::infllm::testing::ForwardingStore {
  public:
   ServedStore(StoreSetup setup, const Endpoint& listen)
-      : store_(NewInProcessStore({.ram_capacity_bytes = setup.ram_capacity_bytes}, TestBackend(),
-                                 std::move(setup.cold))) {
-    auto server = services::MemstoreServer::Start(listen, *store_);
-    EXPECT_OK(server);
-    server_ = *std::move(server);
-    auto client = services::ConnectRemoteStore(server_->endpoint().ToString(), {.clock = &clock_});
-    EXPECT_OK(client);
-    client_ = *std::move(client);
-  }
-
-  absl::Status Create(const ContextId& id, const ContextOptions& options) override {
-    return client_->Create(id, options);
-  }
-  absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
-                      std::span<const std::span<const std::byte>> payloads) override {
-    return client_->Append(context, layer, first_block, payloads);
-  }
-  absl::Status Publish(const ContextId& context, int32_t layer, int64_t first_block,
-                       std::span<const float> representatives) override {
-    return client_->Publish(context, layer, first_block, representatives);
-  }
-  absl::StatusOr<std::vector<Selection>> Select(const SelectRequest& request) override {
-    return client_->Select(request);
-  }
-  absl::StatusOr<IndexView> View(const ContextId& context, int32_t layer) override {
-    return client_->View(context, layer);
-  }
-  absl::StatusOr<std::vector<BlockHandle>> Fetch(const ContextId& context, int32_t layer,
-                                                 std::span<const int64_t> blocks) override {
-    return client_->Fetch(context, layer, blocks);
-  }
-  absl::Status Seal(const ContextId& context) override { return client_->Seal(context); }
-  absl::Status Fork(const ContextId& parent, const ContextId& child) override {
-    return client_->Fork(parent, child);
-  }
-  absl::Status Drop(const ContextId& context) override { return client_->Drop(context); }
-  absl::StatusOr<StoreStats> Stats() override { return client_->Stats(); }
-
- private:
-  FakeRetryClock clock_;  // so that errors which are tried again come at once
-  const std::unique_ptr<MemoryStore> store_;
-  std::unique_ptr<services::MemstoreServer> server_;
-  std::unique_ptr<MemoryStore> client_;
+      : Served(std::move(setup), listen), ForwardingStore(*client) {}
 };
 
 std::unique_ptr<MemoryStore> OverTcp(StoreSetup setup) {

@@ -15,6 +15,7 @@
 #include "kernels/backend.h"
 #include "memstore/cold_store.h"
 #include "memstore/in_process_store.h"
+#include "tests/support/forwarding_store.h"
 #include "tests/support/status_matchers.h"
 #include "tests/worker/golden_common.h"
 #include "worker/engine/engine.h"
@@ -23,9 +24,9 @@ namespace infllm::worker {
 
 // Forwards to another store. Fetch and Select of the chosen contexts fail; without `views` it is as
 // remote as a store can be.
-class FaultyStore final : public memstore::MemoryStore {
+class FaultyStore final : public ::infllm::testing::ForwardingStore {
  public:
-  explicit FaultyStore(memstore::MemoryStore& base) : base_(base) {}
+  using ForwardingStore::ForwardingStore;
   bool views = true;
   int64_t selects = 0;  // calls
   std::function<absl::Status(const memstore::ContextId&)> fault = [](const auto&) {
@@ -38,21 +39,17 @@ class FaultyStore final : public memstore::MemoryStore {
   absl::Status Create(const memstore::ContextId& id,
                       const memstore::ContextOptions& options) override {
     contexts.push_back(id);
-    return base_.Create(id, options);
+    return base().Create(id, options);
   }
   absl::Status Append(const memstore::ContextId& context, int32_t layer, int64_t first_block,
                       std::span<const std::span<const std::byte>> payloads) override {
     on_append(context);
-    return base_.Append(context, layer, first_block, payloads);
-  }
-  absl::Status Publish(const memstore::ContextId& context, int32_t layer, int64_t first_block,
-                       std::span<const float> representatives) override {
-    return base_.Publish(context, layer, first_block, representatives);
+    return base().Append(context, layer, first_block, payloads);
   }
   absl::StatusOr<std::vector<memstore::Selection>> Select(
       const memstore::SelectRequest& request) override {
     ++selects;
-    auto selections = base_.Select(request);
+    auto selections = base().Select(request);
     if (!selections.ok()) return selections;
     for (size_t i = 0; i < selections->size(); ++i) {
       if (absl::Status status = fault(request.queries[i].context); !status.ok()) {
@@ -64,23 +61,18 @@ class FaultyStore final : public memstore::MemoryStore {
   absl::StatusOr<memstore::IndexView> View(const memstore::ContextId& context,
                                            int32_t layer) override {
     if (!views) return absl::UnimplementedError("as if it were remote");
-    return base_.View(context, layer);
+    return base().View(context, layer);
   }
   absl::StatusOr<std::vector<memstore::BlockHandle>> Fetch(
       const memstore::ContextId& context, int32_t layer, std::span<const int64_t> blocks) override {
     if (absl::Status status = fault(context); !status.ok()) return status;
-    return base_.Fetch(context, layer, blocks);
+    return base().Fetch(context, layer, blocks);
   }
-  absl::Status Seal(const memstore::ContextId& context) override { return base_.Seal(context); }
-  absl::Status Fork(const memstore::ContextId& parent, const memstore::ContextId& child) override {
+  absl::Status Fork(const memstore::ContextId& parent, const memstore::ContextId& child,
+                    int64_t blocks) override {
     contexts.push_back(child);
-    return base_.Fork(parent, child);
+    return base().Fork(parent, child, blocks);
   }
-  absl::Status Drop(const memstore::ContextId& context) override { return base_.Drop(context); }
-  absl::StatusOr<memstore::StoreStats> Stats() override { return base_.Stats(); }
-
- private:
-  memstore::MemoryStore& base_;
 };
 
 inline AttentionOptions SmallEngineOptions(PolicyKind policy) {
@@ -101,7 +93,8 @@ struct EngineWorld {
   EngineWorld(const AttentionOptions& options, kernels::DType dtype, int threads,
               std::function<std::unique_ptr<kernels::Backend>(std::unique_ptr<kernels::Backend>)>
                   wrap = nullptr,
-              int64_t kv_bytes = int64_t{64} << 20, bool remote = false)
+              int64_t kv_bytes = int64_t{64} << 20, bool remote = false,
+              std::unique_ptr<memstore::ColdStore> cold = nullptr)
       : pool(threads),
         backend(kernels::NewCpuBackend(pool)),
         store_backend(kernels::NewCpuBackend(pool)) {
@@ -109,7 +102,8 @@ struct EngineWorld {
     auto loaded = LoadModel(DataPath("stories260K"), *backend, dtype);
     EXPECT_OK(loaded);
     model = std::move(loaded).value();
-    base_store = memstore::NewInProcessStore({}, remote ? *store_backend : *backend, nullptr);
+    base_store =
+        memstore::NewInProcessStore({}, remote ? *store_backend : *backend, std::move(cold)).value();
     store = std::make_unique<FaultyStore>(*base_store);
     store->views = !remote;
     auto made = Engine::New(*model, *backend, pool, store.get(),

@@ -126,7 +126,7 @@ absl::StatusOr<std::unique_ptr<GoldenModel>> GoldenModel::Open(std::string_view 
   std::unique_ptr<GoldenModel> result(new GoldenModel(backend, pool));
   INFLLM_ASSIGN_OR_RETURN(result->model_,
                           LoadModel(DataPath(model), backend, kernels::DType::kF32));
-  result->store_ = memstore::NewInProcessStore({}, backend, nullptr);
+  result->store_ = memstore::NewInProcessStore({}, backend, nullptr).value();
   return result;
 }
 
