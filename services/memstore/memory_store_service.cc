@@ -6,18 +6,23 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/cleanup/cleanup.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/errors.h"
 #include "services/memstore/block_stream.h"
+#include "services/memstore/lease_table.h"
 #include "services/memstore/wire.h"
 
 namespace infllm::services {
@@ -61,11 +66,90 @@ std::invoke_result_t<Call> WithRoom(PinsInFlight::Hold& hold, grpc::ServerContex
   }
 }
 
-class MemoryStoreService final : public pb::MemoryStore::Service {
+// The calls that hold leases. They wait for nothing, so they have no thread of the server. All of
+// them are ended before the object goes.
+class LeaseCalls {
  public:
-  MemoryStoreService(memstore::MemoryStore& store, CallGate& gate) : store_(store), gate_(gate) {
+  LeaseCalls(absl::Duration grace, memstore::MemoryStore& store)
+      : table_(grace, [&store](const ContextId& context) { store.Drop(context).IgnoreError(); }) {}
+
+  LeaseTable& table() { return table_; }
+
+  grpc::ServerWriteReactor<pb::LeaseResponse>* Begin(const pb::LeaseRequest& request) {
+    auto* const call = new Call(*this);
+    const absl::StatusOr<ContextId> lease = wire::ContextFromProto("lease", request.lease());
+    if (!lease.ok()) {
+      call->Finish(ToGrpcStatus(lease.status()));
+    } else {
+      call->Hold(*lease);
+    }
+    return call;
+  }
+
+  void EndAll() {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    for (Call* const call : calls_) call->End();
+  }
+
+ private:
+  class Call final : public grpc::ServerWriteReactor<pb::LeaseResponse> {
+   public:
+    explicit Call(LeaseCalls& calls) : calls_(calls) {}
+    void Hold(const ContextId& lease) {
+      lease_ = lease;
+      calls_.table_.Hold(lease);
+      const std::lock_guard lock(calls_.mutex_);
+      calls_.calls_.insert(this);
+      response_.set_grace_ms(absl::ToInt64Milliseconds(calls_.table_.grace()));
+      StartWrite(&response_);
+      if (calls_.ended_) End();
+    }
+    // Under the lock of `calls_`, at most once gets through.
+    void End() {
+      if (!std::exchange(finished_, true)) Finish(ToGrpcStatus(error::Stopping()));
+    }
+    void OnCancel() override {
+      const std::lock_guard lock(calls_.mutex_);
+      End();
+    }
+    void OnDone() override {
+      if (lease_.has_value()) {
+        calls_.table_.LetGo(*lease_);
+        const std::lock_guard lock(calls_.mutex_);
+        calls_.calls_.erase(this);
+      }
+      delete this;
+    }
+
+   private:
+    LeaseCalls& calls_;
+    std::optional<ContextId> lease_;
+    pb::LeaseResponse response_;
+    bool finished_ = false;  // guarded by the lock of calls_
+  };
+
+  LeaseTable table_;
+  std::mutex mutex_;
+  absl::flat_hash_set<Call*> calls_ ABSL_GUARDED_BY(mutex_);
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+using Base = pb::MemoryStore::WithCallbackMethod_Lease<pb::MemoryStore::Service>;
+class MemoryStoreService final : public LeasingService, public Base {
+ public:
+  MemoryStoreService(memstore::MemoryStore& store, CallGate& gate, absl::Duration lease_grace)
+      : store_(store), gate_(gate), leases_(lease_grace, store) {
     StreamRaw<pb::SelectRequest>("Select", &MemoryStoreService::StreamSelections);
     StreamRaw<pb::FetchRequest>("Fetch", &MemoryStoreService::StreamBlocks);
+  }
+
+  grpc::Service& service() override { return *this; }
+  void EndLeases() override { leases_.EndAll(); }
+
+  grpc::ServerWriteReactor<pb::LeaseResponse>* Lease(grpc::CallbackServerContext*,
+                                                     const pb::LeaseRequest* request) override {
+    return leases_.Begin(*request);
   }
 
   grpc::Status Create(grpc::ServerContext* context, const pb::CreateRequest* request,
@@ -77,11 +161,13 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                               wire::ContextFromProto("context", request->context()));
       INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry,
                               wire::FromProto(request->geometry()));
-      return store_.Create(
-          id, {.tenant = request->tenant(),
-               .model = {.hi = request->fingerprint_hi(), .lo = request->fingerprint_lo()},
-               .recipe = request->recipe(),
-               .geometry = geometry});
+      return UnderLease(id, request->lease(), [&] {
+        return store_.Create(
+            id, {.tenant = request->tenant(),
+                 .model = {.hi = request->fingerprint_hi(), .lo = request->fingerprint_lo()},
+                 .recipe = request->recipe(),
+                 .geometry = geometry});
+      });
     });
   }
 
@@ -141,7 +227,8 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
                               wire::ContextFromProto("parent", request->parent()));
       INFLLM_ASSIGN_OR_RETURN(const ContextId child,
                               wire::ContextFromProto("child", request->child()));
-      return store_.Fork(parent, child, request->blocks());
+      return UnderLease(child, request->lease(),
+                        [&] { return store_.Fork(parent, child, request->blocks()); });
     });
   }
 
@@ -150,6 +237,7 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
     return Run(context, [&]() -> absl::Status {
       INFLLM_ASSIGN_OR_RETURN(const ContextId id,
                               wire::ContextFromProto("context", request->context()));
+      leases_.table().Remove(id);
       return store_.Drop(id);
     });
   }
@@ -227,6 +315,16 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
   }
 
  private:
+  // Makes a context of the lease; none if it is empty.
+  template <typename Make>
+  absl::Status UnderLease(const ContextId& context, const std::string& lease_bytes, Make make) {
+    if (lease_bytes.empty()) return make();
+    INFLLM_ASSIGN_OR_RETURN(const ContextId lease, wire::ContextFromProto("lease", lease_bytes));
+    INFLLM_RETURN_IF_ERROR(make());
+    leases_.table().Add(lease, context);
+    return absl::OkStatus();
+  }
+
   // What every call shares: nobody is served who has gone or comes too late, and no exception
   // leaves.
   template <typename Call>
@@ -358,14 +456,16 @@ class MemoryStoreService final : public pb::MemoryStore::Service {
 
   memstore::MemoryStore& store_;
   CallGate& gate_;
+  LeaseCalls leases_;
   const std::shared_ptr<PinsInFlight> pins_ = std::make_shared<PinsInFlight>();
   std::atomic<int64_t> damaged_arrivals_{0};
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> NewMemoryStoreService(memstore::MemoryStore& store, CallGate& gate) {
-  return std::make_unique<MemoryStoreService>(store, gate);
+std::unique_ptr<LeasingService> NewMemoryStoreService(memstore::MemoryStore& store, CallGate& gate,
+                                                      absl::Duration lease_grace) {
+  return std::make_unique<MemoryStoreService>(store, gate, lease_grace);
 }
 
 }  // namespace infllm::services

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "absl/time/time.h"
 #include "memstore/memory_store.h"
 #include "services/memstore/call_gate.h"
 
@@ -12,9 +13,18 @@ class Service;
 namespace infllm::services {
 
 // Serves `store` as infllm.v1.MemoryStore. Calls pass through `gate`; those that find it closed are
-// UNAVAILABLE. Both must outlive the service and every call to it.
+// UNAVAILABLE. Both must outlive the service and every call to it. Contexts of a client that has
+// gone are dropped after `lease_grace`.
 // Thread-safe: calls run on gRPC's handler threads and block there while the store reads a disk.
 // Payloads go out of the RAM tier without a copy; a pin ends when the transport has sent the block.
-std::unique_ptr<grpc::Service> NewMemoryStoreService(memstore::MemoryStore& store, CallGate& gate);
+class LeasingService {
+ public:
+  virtual ~LeasingService() = default;
+  virtual grpc::Service& service() = 0;
+  // Ends the calls that hold leases; their clients call again.
+  virtual void EndLeases() = 0;
+};
+std::unique_ptr<LeasingService> NewMemoryStoreService(memstore::MemoryStore& store, CallGate& gate,
+                                                      absl::Duration lease_grace);
 
 }  // namespace infllm::services

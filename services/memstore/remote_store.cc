@@ -24,6 +24,7 @@
 #include "services/memstore/answers.h"
 #include "services/memstore/cancellation.h"
 #include "services/memstore/channel.h"
+#include "services/memstore/lease_holder.h"
 #include "services/memstore/unary_call.h"
 #include "services/memstore/wire.h"
 
@@ -82,7 +83,8 @@ class RemoteStoreClient final : public RemoteStore {
                      grpc::internal::RpcMethod::SERVER_STREAMING, channel_),
         cancellation_(options.cancel),
         clock_(cancellation_),
-        retrier_(options.retry, options.clock != nullptr ? *options.clock : clock_) {}
+        retrier_(options.retry, options.clock != nullptr ? *options.clock : clock_),
+        lease_(channel_) {}
 
   // Shows that a memory store listens.
   absl::Status Probe() {
@@ -103,6 +105,7 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_fingerprint_lo(options.model.lo);
     request.set_recipe(options.recipe);
     *request.mutable_geometry() = wire::ToProto(options.geometry);
+    request.set_lease(wire::ToProto(lease_.lease()));
     request.set_crc32c(wire::Checksum(request));
     pb::CreateResponse response;
     INFLLM_RETURN_IF_ERROR(Call("Create", &pb::MemoryStore::Stub::AsyncCreate, request, &response));
@@ -250,6 +253,7 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_parent(wire::ToProto(parent));
     request.set_child(wire::ToProto(child));
     request.set_blocks(blocks);
+    request.set_lease(wire::ToProto(lease_.lease()));
     request.set_crc32c(wire::Checksum(request));
     pb::ForkResponse response;
     INFLLM_RETURN_IF_ERROR(Call("Fork", &pb::MemoryStore::Stub::AsyncFork, request, &response));
@@ -577,6 +581,7 @@ class RemoteStoreClient final : public RemoteStore {
   mutable std::mutex mutex_;
   absl::flat_hash_map<ContextId, Context> contexts_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_drops_end_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  LeaseHolder lease_;  // last: its thread uses the channel
 };
 
 }  // namespace

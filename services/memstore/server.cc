@@ -25,6 +25,9 @@ namespace {
 // exhausting the machine's threads.
 constexpr int kMaxThreads = 512;
 
+// A connection that is silent for so long is asked for a sign of life, and has as long to give one.
+constexpr int kPingMs = 30'000;
+
 // How long the last answers may take to leave, and idle clients to close their connections.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
 
@@ -33,12 +36,12 @@ constexpr absl::Duration kFlush = absl::Milliseconds(500);
 struct MemstoreServer::Impl {
   Endpoint endpoint;
   CallGate gate;
-  std::unique_ptr<grpc::Service> service;
+  std::unique_ptr<LeasingService> service;
   std::unique_ptr<grpc::Server> server;
 };
 
 absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
-    const Endpoint& listen, memstore::MemoryStore& store) {
+    const Endpoint& listen, memstore::MemoryStore& store, absl::Duration lease_grace) {
   INFLLM_RETURN_IF_ERROR(PrepareToListen(listen));
   KeepGrpcInitialized();
   grpc::EnableDefaultHealthCheckService(true);
@@ -46,14 +49,17 @@ absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
 
   auto impl = std::make_unique<Impl>();
   impl->endpoint = listen;
-  impl->service = NewMemoryStoreService(store, impl->gate);
+  impl->service = NewMemoryStoreService(store, impl->gate, lease_grace);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port);
-  builder.RegisterService(impl->service.get());
+  builder.RegisterService(&impl->service->service());
   builder.SetMaxReceiveMessageSize(wire::kMaxMessageBytes);
   builder.SetMaxSendMessageSize(wire::kMaxMessageBytes);
   builder.SetResourceQuota(grpc::ResourceQuota("infllm-memstore").SetMaxThreads(kMaxThreads));
+  // A client on a host that has vanished is noticed by pings, and so its lease ends.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPingMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingMs);
   // With it, a second daemon would share the port and half of the calls would go to each.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   impl->server = builder.BuildAndStart();
@@ -76,6 +82,7 @@ void MemstoreServer::Shutdown(absl::Duration grace) {
   if (impl_->server == nullptr) return;
   impl_->server->GetHealthCheckService()->Shutdown();
   impl_->gate.Close(grace);
+  impl_->service->EndLeases();
   impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + std::min(grace, kFlush)));
   impl_->server->Wait();
   impl_->server.reset();

@@ -15,8 +15,10 @@ class MemstoreServer {
  public:
   // Listens on `listen` and serves `store`, which must outlive the server.
   //   Errors: those of PrepareToListen().
-  static absl::StatusOr<std::unique_ptr<MemstoreServer>> Start(const Endpoint& listen,
-                                                               memstore::MemoryStore& store);
+  // Contexts of a client that has gone are dropped after `lease_grace`.
+  static absl::StatusOr<std::unique_ptr<MemstoreServer>> Start(
+      const Endpoint& listen, memstore::MemoryStore& store,
+      absl::Duration lease_grace = absl::Seconds(10));
   // Shuts down without grace if that has not happened yet.
   ~MemstoreServer();
 

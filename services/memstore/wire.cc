@@ -111,6 +111,7 @@ uint32_t Checksum(const pb::CreateRequest& request) {
       .Add(static_cast<int64_t>(request.fingerprint_lo()))
       .AddCounted(request.recipe())
       .Add(request.geometry())
+      .Add(request.lease())
       .crc();
 }
 
@@ -126,7 +127,12 @@ uint32_t Checksum(const pb::SelectRequest& request) {
 }
 
 uint32_t Checksum(const pb::ForkRequest& request) {
-  return Sum().Add(request.parent()).Add(request.child()).Add(request.blocks()).crc();
+  return Sum()
+      .Add(request.parent())
+      .Add(request.child())
+      .Add(request.blocks())
+      .Add(request.lease())
+      .crc();
 }
 
 uint32_t Checksum(const pb::CommitRequest& request) {
