@@ -17,7 +17,7 @@ namespace infllm::memstore {
 namespace {
 
 absl::Status NotCommitted(const ContextId& id) {
-  return absl::NotFoundError(absl::StrCat("no context ", ToString(id), " is committed"));
+  return absl::NotFoundError(absl::StrCat("context ", ToString(id), " does not exist among those committed"));
 }
 
 uint64_t NumberOf(std::string_view key) {

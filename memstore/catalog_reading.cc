@@ -16,7 +16,7 @@ namespace {
 constexpr size_t kReadTogether = 16;
 
 absl::Status NotCommitted(const ContextId& id) {
-  return absl::NotFoundError(absl::StrCat("no context ", ToString(id), " is committed"));
+  return absl::NotFoundError(absl::StrCat("context ", ToString(id), " does not exist among those committed"));
 }
 
 // Parts that both begin with.

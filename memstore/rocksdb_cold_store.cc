@@ -105,9 +105,10 @@ rocksdb::Options MakeOptions(bool direct_io) {
   options.max_open_files = AllowOpenFiles();
   // Keys grow with every entry (cold_key.h), so files do not overlap and a compaction from level
   // 0 to 1 moves them without reading: seen in the log for all files of a run. Only deletes of
-  // single entries rewrite their neighbours. Readers find the one file by binary search.
+  // single entries rewrite their neighbours. Readers find the one file by binary search. Each file
+  // moves at once, because only from level 1 can a whole file be deleted.
   options.num_levels = 2;
-  options.level0_file_num_compaction_trigger = 4;
+  options.level0_file_num_compaction_trigger = 1;
   options.level0_slowdown_writes_trigger = 1 << 20;
   options.level0_stop_writes_trigger = 1 << 20;
   options.avoid_flush_during_shutdown = true;  // what is not flushed is not committed

@@ -28,12 +28,6 @@ std::string ToString(const Place& place) {
   return text;
 }
 
-absl::Status ContextNotFound(const memstore::ContextId& context) {
-  return absl::NotFoundError(
-      absl::StrCat("context ", memstore::ToString(context),
-                   " does not exist: never created, dropped, or the store was restarted"));
-}
-
 absl::Status FieldMissing(std::string_view field) {
   return absl::InvalidArgumentError(absl::StrCat(ToAbsl(field), " is missing"));
 }

@@ -30,7 +30,6 @@ struct Place {
 // "context 0123456789abcdef0123456789abcdef, layer 1, block 7".
 std::string ToString(const Place& place);
 
-absl::Status ContextNotFound(const memstore::ContextId& context);
 absl::Status FieldMissing(std::string_view field);
 // `bytes` of `field`, which always has `size` of them.
 absl::Status WrongSize(std::string_view field, int64_t bytes, int64_t size);

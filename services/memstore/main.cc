@@ -28,6 +28,7 @@ constexpr absl::Duration kDrain = absl::Seconds(10);
 struct Options {
   Endpoint listen{.path = "", .host = "127.0.0.1", .port = 7077};
   StoreOptions store;
+  int lease_seconds = 10;
   int threads = 0;
 };
 
@@ -64,6 +65,12 @@ void AddFlags(CLI::App& app, Options& options) {
                  "the blocks that RAM has no room for. Default: nothing can be committed, and "
                  "blocks go to a fresh directory below $TMPDIR or /var/tmp, removed at exit")
       ->type_name("DIR");
+  app.add_option("--lease-seconds", options.lease_seconds,
+                 "How long contexts that are not committed outlive the client that made them, in "
+                 "seconds")
+      ->type_name("N")
+      ->check(CLI::Range(1, 86400))
+      ->capture_default_str();
   app.add_option("--threads", options.threads,
                  "Threads that score blocks; 0: all vCPUs up to two, else one less")
       ->type_name("N")
@@ -94,7 +101,8 @@ absl::Status Serve(const Options& options) {
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<memstore::MemoryStore> store,
                           OpenStore(options.store, *backend));
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<MemstoreServer> server,
-                          MemstoreServer::Start(options.listen, *store));
+                          MemstoreServer::Start(options.listen, *store,
+                                                absl::Seconds(options.lease_seconds)));
   std::cout << "infllm-memstore: listening on " << server->endpoint().ToString() << " (RAM tier "
             << FormatByteSize(options.store.ram_bytes) << ")" << std::endl;
 

@@ -70,7 +70,7 @@ TEST(RocksDbColdStore, FilesOfOthersAreNotTouched) {
   dir.Write("precious", "bytes");
   EXPECT_THAT(OpenRocksDb({.directory = dir.path()}),
               StatusIs(absl::StatusCode::kFailedPrecondition,
-                       AllOf(HasSubstr(dir.path()), HasSubstr("not empty"))));
+                       AllOf(HasSubstr(dir.path()), HasSubstr("holds other files"))));
   EXPECT_TRUE(std::filesystem::exists(dir.file("precious")));
 }
 

@@ -398,13 +398,6 @@ TEST_F(BadRequestTest, UnknownContextsOfAllOtherCalls) {
     check(stub_->Describe(&call, request, &response));
   }
   {
-    pb::ReadCheckpointRequest request;
-    request.set_id(wire::ToProto(kUnknown));
-    pb::ReadCheckpointResponse response;
-    grpc::ClientContext call;
-    check(stub_->ReadCheckpoint(&call, request, &response));
-  }
-  {
     pb::ForkRequest request;
     request.set_parent(wire::ToProto(kUnknown));
     request.set_child(wire::ToProto({.hi = 5, .lo = 5}));

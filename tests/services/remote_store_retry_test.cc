@@ -298,7 +298,7 @@ TEST_F(RemoteStoreRetryTest, ContextsCanBeDroppedAfterACancel) {
   store->Cancel();
   EXPECT_OK(store->Drop(kContext));
   EXPECT_EQ(dropped, 1);
-  EXPECT_THAT(store->Drop(kContext), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(store->Fork(kContext, {.hi = 1}), StatusIs(absl::StatusCode::kCancelled));
 
   const auto finish = std::make_shared<std::latch>(1);  // handlers stay longer than the test
   puppet_.drop = [finish](auto&&...) {

@@ -1,0 +1,109 @@
+// Contexts go with the client that made them.
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "memstore/in_process_store.h"
+#include "services/memstore/lease_table.h"
+#include "services/memstore/remote_store.h"
+#include "services/memstore/server.h"
+#include "tests/memstore/test_blocks.h"
+#include "tests/support/status_matchers.h"
+#include "tests/support/temp_dir.h"
+
+namespace infllm::services {
+namespace {
+
+using ::infllm::testing::IsOk;
+using ::infllm::testing::TempDir;
+using memstore::ContextId;
+
+constexpr ContextId kLease{.hi = 1, .lo = 1}, kOther{.hi = 2, .lo = 2};
+
+// A table whose drops are collected.
+class LeaseTableTest : public ::testing::Test {
+ protected:
+  void Open(absl::Duration grace) {
+    table_ = std::make_unique<LeaseTable>(grace, [this](const ContextId& context) {
+      const std::lock_guard lock(mutex_);
+      dropped_.insert(context.lo);
+      changed_.notify_all();
+    });
+  }
+  // Waits until so many contexts have been dropped.
+  std::set<uint64_t> Dropped(size_t count) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return dropped_.size() >= count; });
+    return dropped_;
+  }
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::set<uint64_t> dropped_;
+  std::unique_ptr<LeaseTable> table_;
+};
+
+TEST_F(LeaseTableTest, ContextsGoWhenTheLastHolderHasGone) {
+  Open(absl::ZeroDuration());
+  table_->Hold(kLease);
+  table_->Hold(kLease);
+  table_->Hold(kOther);
+  table_->Add(kLease, {.lo = 10});
+  table_->Add(kLease, {.lo = 11});
+  table_->Add(kLease, {.lo = 12});
+  table_->Add(kOther, {.lo = 20});
+  table_->Remove({.lo = 11});
+  table_->LetGo(kLease);  // the other call holds it
+  table_->LetGo(kOther);
+  EXPECT_EQ(Dropped(1), (std::set<uint64_t>{20}));
+  table_->LetGo(kLease);
+  EXPECT_EQ(Dropped(3), (std::set<uint64_t>{10, 12, 20}));
+}
+
+TEST_F(LeaseTableTest, ALeaseThatNobodyHoldsEndsToo) {
+  Open(absl::ZeroDuration());
+  table_->Add(kLease, {.lo = 10});
+  EXPECT_EQ(Dropped(1), (std::set<uint64_t>{10}));
+}
+
+TEST_F(LeaseTableTest, HoldingAgainInTimeKeepsAll) {
+  Open(absl::Hours(1));
+  table_->Hold(kLease);
+  table_->Add(kLease, {.lo = 10});
+  table_->LetGo(kLease);
+  table_->Hold(kLease);
+  table_.reset();  // and its end drops nothing
+  EXPECT_TRUE(dropped_.empty());
+}
+
+// Polls the store until it has so many contexts; bounded by the test's timeout.
+void AwaitContexts(memstore::MemoryStore& store, int64_t contexts) {
+  while (store.Stats()->contexts != contexts) std::this_thread::yield();
+}
+
+TEST(LeaseTest, AClientThatHasGoneLeavesNothing) {
+  const TempDir dir;
+  const auto store = memstore::NewInProcessStore({}, memstore::TestBackend(), nullptr).value();
+  ASSERT_OK_AND_ASSIGN(const auto server, MemstoreServer::Start({.path = dir.file("s")}, *store,
+                                                                absl::Milliseconds(20)));
+  const std::string target = server->endpoint().ToString();
+  ASSERT_OK_AND_ASSIGN(auto first, ConnectRemoteStore(target, {}));
+  ASSERT_OK_AND_ASSIGN(auto second, ConnectRemoteStore(target, {}));
+  const ContextId kept = memstore::NewContextId(), lost = memstore::NewContextId();
+  ASSERT_OK(first->Create(kept, memstore::Options()));
+  ASSERT_OK(second->Create(lost, memstore::Options()));
+  ASSERT_OK(second->Fork(kept, memstore::NewContextId()));
+  EXPECT_EQ(store->Stats()->contexts, 3);
+  second.reset();
+  AwaitContexts(*store, 1);
+  EXPECT_OK(first->Describe(kept));
+  first.reset();
+  AwaitContexts(*store, 0);
+}
+
+}  // namespace
+}  // namespace infllm::services
