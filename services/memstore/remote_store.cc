@@ -1,10 +1,6 @@
 #include "services/memstore/remote_store.h"
 
 #include <grpcpp/channel.h>
-#include <grpcpp/client_context.h>
-#include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/proto_buffer_reader.h>
-#include <grpcpp/support/sync_stream.h>
 
 #include <algorithm>
 #include <mutex>
@@ -15,16 +11,15 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "memstore/validate.h"
 #include "services/common/errors.h"
 #include "services/memstore/answers.h"
-#include "services/memstore/cancellation.h"
 #include "services/memstore/channel.h"
 #include "services/memstore/lease_holder.h"
+#include "services/memstore/remote_calls.h"
 #include "services/memstore/unary_call.h"
 #include "services/memstore/wire.h"
 
@@ -38,17 +33,6 @@ using memstore::Selection;
 
 // Of all last Drops together: an interrupt ends within a second.
 constexpr absl::Duration kLastDrops = absl::Milliseconds(500);
-
-// The system's time; waits end when all is cancelled.
-class SystemClock final : public RetryClock {
- public:
-  explicit SystemClock(Cancellation& cancellation) : cancellation_(cancellation) {}
-  absl::Time Now() override { return absl::Now(); }
-  bool Sleep(absl::Duration duration) override { return cancellation_.Sleep(duration); }
-
- private:
-  Cancellation& cancellation_;
-};
 
 // What this client knows of a context.
 struct Context {
@@ -68,33 +52,26 @@ bool MayPass(const absl::Status& status) {
 }
 
 class RemoteStoreClient final : public RemoteStore {
+  using Stub = RemoteCalls::Stub;
+
  public:
   RemoteStoreClient(std::string target, const RemoteStoreOptions& options,
                     std::shared_ptr<grpc::Channel> channel)
-      : target_(std::move(target)),
-        call_timeout_(options.call_timeout),
-        channel_(std::move(channel)),
-        stub_(pb::MemoryStore::NewStub(channel_)),
-        select_method_("/infllm.v1.MemoryStore/Select", grpc::internal::RpcMethod::SERVER_STREAMING,
-                       channel_),
-        fetch_method_("/infllm.v1.MemoryStore/Fetch", grpc::internal::RpcMethod::SERVER_STREAMING,
-                      channel_),
-        list_method_("/infllm.v1.MemoryStore/ListCommitted",
-                     grpc::internal::RpcMethod::SERVER_STREAMING, channel_),
-        cancellation_(options.cancel),
-        clock_(cancellation_),
-        retrier_(options.retry, options.clock != nullptr ? *options.clock : clock_),
-        lease_(channel_) {}
+      : calls_(std::move(target), options, channel),
+        select_method_(calls_.StreamMethod("/infllm.v1.MemoryStore/Select")),
+        fetch_method_(calls_.StreamMethod("/infllm.v1.MemoryStore/Fetch")),
+        list_method_(calls_.StreamMethod("/infllm.v1.MemoryStore/ListCommitted")),
+        lease_(std::move(channel)) {}
 
   // Shows that a memory store listens.
   absl::Status Probe() {
     pb::StatsResponse response;
-    return Settle("Stats", CallOnce("Stats", &pb::MemoryStore::Stub::AsyncStats, pb::StatsRequest(),
-                                    &response));
+    return calls_.Settle(
+        "Stats", calls_.CallOnce("Stats", &Stub::AsyncStats, pb::StatsRequest(), &response));
   }
 
-  void Cancel() override { cancellation_.Cancel(); }
-  RetryCounts Retries() const override { return retrier_.counts(); }
+  void Cancel() override { calls_.cancellation().Cancel(); }
+  RetryCounts Retries() const override { return calls_.retrier().counts(); }
 
   absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
     INFLLM_RETURN_IF_ERROR(Validate(options));  // here too: sizes below must not overflow
@@ -108,7 +85,7 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_lease(wire::ToProto(lease_.lease()));
     request.set_crc32c(wire::Checksum(request));
     pb::CreateResponse response;
-    INFLLM_RETURN_IF_ERROR(Call("Create", &pb::MemoryStore::Stub::AsyncCreate, request, &response));
+    INFLLM_RETURN_IF_ERROR(calls_.Call("Create", &Stub::AsyncCreate, request, &response));
     Remember(id, options.geometry);
     return absl::OkStatus();
   }
@@ -123,19 +100,20 @@ class RemoteStoreClient final : public RemoteStore {
     pb::DescribeRequest request;
     request.set_context(wire::ToProto(context));
     pb::DescribeResponse response;
-    const absl::Status status = retrier_.Run([&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(
-          CallOnce("Describe", &pb::MemoryStore::Stub::AsyncDescribe, request, &response));
+    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(calls_.CallOnce("Describe", &Stub::AsyncDescribe, request, &response));
       if (response.crc32c() != wire::DescribeChecksum(context, response.geometry())) {
-        return Counted(error::DamagedAnswer(target_, {context}, "its checksum does not fit"));
+        return calls_.Counted(
+            error::DamagedAnswer(calls_.target(), {context}, "its checksum does not fit"));
       }
       return absl::OkStatus();
     });
-    INFLLM_RETURN_IF_ERROR(Settle("Describe", status));
+    INFLLM_RETURN_IF_ERROR(calls_.Settle("Describe", status));
     const absl::StatusOr<Geometry> geometry = wire::FromProto(response.geometry());
     const absl::Status valid = geometry.ok() ? Validate(*geometry) : geometry.status();
     if (!valid.ok()) {
-      return Counted(error::WrongAnswer(target_, {context}, std::string(valid.message())));
+      return calls_.Counted(
+          error::WrongAnswer(calls_.target(), {context}, std::string(valid.message())));
     }
     Remember(context, *geometry);
     return *geometry;
@@ -164,7 +142,7 @@ class RemoteStoreClient final : public RemoteStore {
         },
         [&] {
           pb::AppendResponse response;
-          return Call("Append", &pb::MemoryStore::Stub::AsyncAppend, request, &response);
+          return calls_.Call("Append", &Stub::AsyncAppend, request, &response);
         });
   }
 
@@ -187,7 +165,7 @@ class RemoteStoreClient final : public RemoteStore {
         },
         [&] {
           pb::PublishResponse response;
-          return Call("Publish", &pb::MemoryStore::Stub::AsyncPublish, request, &response);
+          return calls_.Call("Publish", &Stub::AsyncPublish, request, &response);
         }));
     NotePublished(context, layer, wire::Later(first_block, blocks));
     return absl::OkStatus();
@@ -235,15 +213,15 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_layer(layer);
     request.mutable_blocks()->Assign(blocks.begin(), blocks.end());
     std::vector<memstore::BlockHandle> handles;
-    const absl::Status status = retrier_.Run([&]() -> absl::Status {
-      FetchAnswer answer(target_, context, layer, blocks, geometry.payload_bytes());
-      INFLLM_RETURN_IF_ERROR(
-          Stream<pb::FetchResponse>("Fetch", fetch_method_, request,
-                                    [&](pb::FetchResponse& part) { return answer.Take(part); }));
-      INFLLM_ASSIGN_OR_RETURN(handles, Counted(answer.Finish()));
+    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
+      FetchAnswer answer(calls_.target(), context, layer, blocks, geometry.payload_bytes());
+      INFLLM_RETURN_IF_ERROR(calls_.Stream<pb::FetchResponse>(
+          "Fetch", fetch_method_, request,
+          [&](pb::FetchResponse& part) { return answer.Take(part); }));
+      INFLLM_ASSIGN_OR_RETURN(handles, calls_.Counted(answer.Finish()));
       return absl::OkStatus();
     });
-    INFLLM_RETURN_IF_ERROR(Settle("Fetch", status));
+    INFLLM_RETURN_IF_ERROR(calls_.Settle("Fetch", status));
     return handles;
   }
 
@@ -256,7 +234,7 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_lease(wire::ToProto(lease_.lease()));
     request.set_crc32c(wire::Checksum(request));
     pb::ForkResponse response;
-    INFLLM_RETURN_IF_ERROR(Call("Fork", &pb::MemoryStore::Stub::AsyncFork, request, &response));
+    INFLLM_RETURN_IF_ERROR(calls_.Call("Fork", &Stub::AsyncFork, request, &response));
     if (!shared.has_value()) return absl::OkStatus();  // the daemon is asked when it is needed
     for (int64_t& published : shared->published) published = std::min(published, blocks);
     const std::lock_guard lock(mutex_);
@@ -269,10 +247,10 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_context(wire::ToProto(context));
     pb::DropResponse response;
     absl::Status status;
-    if (gave_up_) {  // who waited for the daemon in vain does not wait again to clean up
+    if (calls_.gave_up()) {  // who waited for the daemon in vain does not wait again to clean up
       status = LastDrop(request);
     } else {
-      status = Call("Drop", &pb::MemoryStore::Stub::AsyncDrop, request, &response);
+      status = calls_.Call("Drop", &Stub::AsyncDrop, request, &response);
       if (absl::IsCancelled(status)) status = LastDrop(request);
     }
     INFLLM_RETURN_IF_ERROR(status);
@@ -293,7 +271,7 @@ class RemoteStoreClient final : public RemoteStore {
     message.set_state(request.state.data(), request.state.size());
     message.set_crc32c(wire::Checksum(message));
     pb::CommitResponse response;
-    return Call("Commit", &pb::MemoryStore::Stub::AsyncCommit, message, &response);
+    return calls_.Call("Commit", &Stub::AsyncCommit, message, &response);
   }
 
   absl::StatusOr<memstore::CommittedContext> FindCommitted(std::string_view tenant,
@@ -303,13 +281,13 @@ class RemoteStoreClient final : public RemoteStore {
     request.set_name(std::string(name));
     pb::FindCommittedResponse response;
     memstore::CommittedContext found;
-    const absl::Status status = retrier_.Run([&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(CallOnce("FindCommitted", &pb::MemoryStore::Stub::AsyncFindCommitted,
-                                      request, &response));
-      INFLLM_ASSIGN_OR_RETURN(found, Counted(Committed(response.context())));
+    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(
+          calls_.CallOnce("FindCommitted", &Stub::AsyncFindCommitted, request, &response));
+      INFLLM_ASSIGN_OR_RETURN(found, calls_.Counted(Committed(response.context())));
       return absl::OkStatus();
     });
-    INFLLM_RETURN_IF_ERROR(Settle("FindCommitted", status));
+    INFLLM_RETURN_IF_ERROR(calls_.Settle("FindCommitted", status));
     return found;
   }
 
@@ -318,9 +296,9 @@ class RemoteStoreClient final : public RemoteStore {
     pb::ListCommittedRequest request;
     request.set_tenant(std::string(tenant));
     std::vector<memstore::CommittedContext> all;
-    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
       all.clear();
-      return Stream<pb::ListCommittedResponse>(
+      return calls_.Stream<pb::ListCommittedResponse>(
           "ListCommitted", list_method_, request,
           [&](pb::ListCommittedResponse& part) -> absl::Status {
             for (const pb::CommittedContext& context : part.contexts()) {
@@ -330,7 +308,7 @@ class RemoteStoreClient final : public RemoteStore {
             return absl::OkStatus();
           });
     });
-    INFLLM_RETURN_IF_ERROR(Settle("ListCommitted", status));
+    INFLLM_RETURN_IF_ERROR(calls_.Settle("ListCommitted", status));
     return all;
   }
 
@@ -338,15 +316,16 @@ class RemoteStoreClient final : public RemoteStore {
     pb::ReadCheckpointRequest request;
     request.set_id(wire::ToProto(committed));
     pb::ReadCheckpointResponse response;
-    const absl::Status status = retrier_.Run([&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(CallOnce("ReadCheckpoint", &pb::MemoryStore::Stub::AsyncReadCheckpoint,
-                                      request, &response));
+    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(
+          calls_.CallOnce("ReadCheckpoint", &Stub::AsyncReadCheckpoint, request, &response));
       if (response.crc32c() == wire::CheckpointChecksum(committed, response)) {
         return absl::OkStatus();
       }
-      return Counted(error::DamagedAnswer(target_, {committed}, "its checksum does not fit"));
+      return calls_.Counted(
+          error::DamagedAnswer(calls_.target(), {committed}, "its checksum does not fit"));
     });
-    INFLLM_RETURN_IF_ERROR(Settle("ReadCheckpoint", status));
+    INFLLM_RETURN_IF_ERROR(calls_.Settle("ReadCheckpoint", status));
     const auto state = std::as_bytes(wire::AsSpan(response.state()));
     return memstore::Checkpoint{
         .tokens = std::vector<int32_t>(response.tokens().begin(), response.tokens().end()),
@@ -355,60 +334,13 @@ class RemoteStoreClient final : public RemoteStore {
 
   absl::StatusOr<memstore::StoreStats> Stats() override {
     pb::StatsResponse response;
-    INFLLM_RETURN_IF_ERROR(
-        Call("Stats", &pb::MemoryStore::Stub::AsyncStats, pb::StatsRequest(), &response));
+    INFLLM_RETURN_IF_ERROR(calls_.Call("Stats", &Stub::AsyncStats, pb::StatsRequest(), &response));
     memstore::StoreStats stats = wire::FromProto(response);
-    stats.corrupt_blocks += refused_answers_.load(std::memory_order_relaxed);
+    stats.corrupt_blocks += calls_.refused_answers();
     return stats;
   }
 
  private:
-  template <typename Request, typename Response>
-  using Method = std::unique_ptr<grpc::ClientAsyncResponseReader<Response>> (
-      pb::MemoryStore::Stub::*)(grpc::ClientContext*, const Request&, grpc::CompletionQueue*);
-
-  template <typename Request, typename Response>
-  absl::Status Call(std::string_view name, Method<Request, Response> method, const Request& request,
-                    Response* response) {
-    return Settle(name, retrier_.Run([&] { return CallOnce(name, method, request, response); }));
-  }
-
-  template <typename Request, typename Response>
-  absl::Status CallOnce(std::string_view name, Method<Request, Response> method,
-                        const Request& request, Response* response) {
-    const auto start = [&](grpc::ClientContext* context, grpc::CompletionQueue* queue) {
-      return ((*stub_).*method)(context, request, queue);
-    };
-    return ToStatus(name, CallUnary(&cancellation_, absl::Now() + call_timeout_, start, response));
-  }
-
-  // Hands every message of the answer to `accept`; its error ends the call. Messages are read as
-  // bytes, for gRPC's own parsing would take one that does not parse for the end of the answer.
-  template <typename Response, typename Request>
-  absl::Status Stream(std::string_view name, const grpc::internal::RpcMethod& method,
-                      const Request& request, absl::FunctionRef<absl::Status(Response&)> accept) {
-    grpc::ClientContext context;
-    const Cancellation::Call in_flight(cancellation_, context);
-    context.set_deadline(absl::ToChronoTime(absl::Now() + call_timeout_));
-    const std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
-        grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(channel_.get(), method,
-                                                                      &context, request));
-    grpc::ByteBuffer bytes;
-    Response response;
-    while (reader->Read(&bytes)) {
-      grpc::ProtoBufferReader input(&bytes);
-      absl::Status accepted =
-          Counted(response.ParseFromZeroCopyStream(&input) ? accept(response)
-                                                           : error::DamagedMessage(target_, name));
-      if (!accepted.ok()) {
-        context.TryCancel();
-        reader->Finish();  // the cancellation; `accepted` says why
-        return accepted;
-      }
-    }
-    return ToStatus(name, reader->Finish());
-  }
-
   // Sends `blocks` blocks of `block_bytes` in requests of about wire::kTargetMessageBytes.
   // `fill(begin, count)` puts those blocks into `request` and returns their bytes; `send` makes the
   // call.
@@ -441,13 +373,13 @@ class RemoteStoreClient final : public RemoteStore {
                               std::span<const AskedQuery> asked, std::vector<size_t> part,
                               std::span<Selection> selections) {
     absl::Status call;  // the last one
-    const absl::Status status = retrier_.Run([&]() -> absl::Status {
+    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
       call = SelectOnce(request, asked, part, selections);
       INFLLM_RETURN_IF_ERROR(call);
       std::erase_if(part, [&](size_t i) { return !MayPass(selections[i].status); });
       return part.empty() ? absl::OkStatus() : selections[part.front()].status;
     });
-    return Settle("Select", absl::IsCancelled(status) ? status : call);
+    return calls_.Settle("Select", absl::IsCancelled(status) ? status : call);
   }
 
   absl::Status SelectOnce(const memstore::SelectRequest& request, std::span<const AskedQuery> asked,
@@ -467,11 +399,11 @@ class RemoteStoreClient final : public RemoteStore {
       asked_now.push_back(asked[i]);
     }
     message.set_crc32c(wire::Checksum(message));
-    SelectAnswer answer(target_, request.layer, asked_now);
-    INFLLM_RETURN_IF_ERROR(
-        Stream<pb::SelectResponse>("Select", select_method_, message,
-                                   [&](pb::SelectResponse& more) { return answer.Take(more); }));
-    INFLLM_ASSIGN_OR_RETURN(std::vector<Selection> answers, Counted(answer.Finish()));
+    SelectAnswer answer(calls_.target(), request.layer, asked_now);
+    INFLLM_RETURN_IF_ERROR(calls_.Stream<pb::SelectResponse>(
+        "Select", select_method_, message,
+        [&](pb::SelectResponse& more) { return answer.Take(more); }));
+    INFLLM_ASSIGN_OR_RETURN(std::vector<Selection> answers, calls_.Counted(answer.Finish()));
     for (size_t i = 0; i < part.size(); ++i) selections[part[i]] = std::move(answers[i]);
     return absl::OkStatus();
   }
@@ -486,53 +418,23 @@ class RemoteStoreClient final : public RemoteStore {
       end = last_drops_end_;
     }
     const auto start = [&](grpc::ClientContext* context, grpc::CompletionQueue* queue) {
-      return stub_->AsyncDrop(context, request, queue);
+      return calls_.stub().AsyncDrop(context, request, queue);
     };
     pb::DropResponse response;
-    return ToStatus("Drop", CallUnary(nullptr, end, start, &response));
-  }
-
-  absl::Status ToStatus(std::string_view call, const grpc::Status& status) const {
-    switch (status.error_code()) {
-      case grpc::StatusCode::DEADLINE_EXCEEDED:
-        return error::StoreTimedOut(target_, call, absl::ToDoubleSeconds(call_timeout_));
-      case grpc::StatusCode::CANCELLED:
-        if (cancellation_.cancelled()) return error::Cancelled(target_, call);
-        [[fallthrough]];  // the server did
-      case grpc::StatusCode::UNAVAILABLE:
-        return error::StoreUnavailable(target_, status.error_message());
-      case grpc::StatusCode::UNIMPLEMENTED:
-        return error::NotAMemoryStore(target_);
-      default:
-        return FromGrpcStatus(status);
-    }
-  }
-
-  // What the caller is told when nothing is tried any more.
-  absl::Status Settle(std::string_view call, absl::Status status) {
-    gave_up_ = absl::IsUnavailable(status);
-    if (absl::IsAborted(status)) return error::AlwaysDamaged(status);
-    if (absl::IsCancelled(status)) return error::Cancelled(target_, call);
-    return status;
+    return calls_.ToStatus("Drop", CallUnary(nullptr, end, start, &response));
   }
 
   absl::StatusOr<memstore::CommittedContext> Committed(const pb::CommittedContext& proto) const {
     if (proto.crc32c() != wire::Checksum(proto)) {
-      return error::DamagedAnswer(target_, {}, "the checksum of a committed context does not fit");
+      return error::DamagedAnswer(calls_.target(), {},
+                                  "the checksum of a committed context does not fit");
     }
     const absl::StatusOr<memstore::CommittedContext> context = wire::FromProto(proto);
     if (!context.ok()) {
-      return error::WrongAnswer(target_, {}, std::string(context.status().message()));
+      return error::WrongAnswer(calls_.target(), {}, std::string(context.status().message()));
     }
     INFLLM_RETURN_IF_ERROR(Validate(context->options));
     return context;
-  }
-
-  // Counts answers that are refused.
-  template <typename Result>
-  Result Counted(Result result) {
-    if (!result.ok()) refused_answers_.fetch_add(1, std::memory_order_relaxed);
-    return result;
   }
 
   void Remember(const ContextId& context, const Geometry& geometry) {
@@ -566,22 +468,14 @@ class RemoteStoreClient final : public RemoteStore {
     return layer >= 0 && layer < context.geometry.layers;
   }
 
-  const std::string target_;
-  const absl::Duration call_timeout_;
-  const std::shared_ptr<grpc::Channel> channel_;  // shared with stub_ and gRPC's own threads
-  const std::unique_ptr<pb::MemoryStore::Stub> stub_;
+  RemoteCalls calls_;
   const grpc::internal::RpcMethod select_method_;
   const grpc::internal::RpcMethod fetch_method_;
   const grpc::internal::RpcMethod list_method_;
-  Cancellation cancellation_;
-  SystemClock clock_;
-  Retrier retrier_;
-  std::atomic<int64_t> refused_answers_{0};
-  std::atomic<bool> gave_up_ = false;  // the last call that ended found no daemon
   mutable std::mutex mutex_;
   absl::flat_hash_map<ContextId, Context> contexts_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_drops_end_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
-  LeaseHolder lease_;  // last: its thread uses the channel
+  LeaseHolder lease_;
 };
 
 }  // namespace

@@ -1,7 +1,6 @@
 // Runs the real binaries as a user would.
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,7 +11,6 @@
 
 namespace infllm {
 
-using Json = nlohmann::json;
 using ::infllm::testing::Subprocess;
 using ::infllm::testing::TempDir;
 
@@ -32,7 +30,11 @@ class CliTest : public ::testing::Test {
   struct Result {
     int status;
     std::string out, err;
-    Json json() const { return Json::parse(out); }
+    // Its output, as nlohmann::json or a type like it.
+    template <typename Json>
+    Json json() const {
+      return Json::parse(out);
+    }
   };
   Result Run(std::vector<std::string> arguments, const std::string& stdin_path = "/dev/null") {
     arguments.insert(arguments.begin(), INFLLM_CLI);

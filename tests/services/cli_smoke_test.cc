@@ -6,6 +6,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 using ::testing::StartsWith;
+using Json = nlohmann::json;
 
 // Of memory stores, below TMPDIR.
 int64_t ScratchDirectories(const std::string& tmpdir) {
@@ -123,7 +125,7 @@ TEST_F(CliTest, GenerateStreamsTextOrPrintsJson) {
   EXPECT_THAT(text.out, StartsWith(", there was a little girl named Lily."));
   std::vector<std::string> with_json = arguments;
   with_json.push_back("--json");
-  const Json json = Run(with_json).json();
+  const Json json = Run(with_json).json<Json>();
   EXPECT_EQ(json.at("text").get<std::string>() + "\n", text.out);
   EXPECT_EQ(json.at("ids").size(), 20u);
   EXPECT_EQ(json.at("completion_tokens"), 20);
@@ -135,7 +137,7 @@ TEST_F(CliTest, SamplingFollowsTheSeed) {
   const auto sample = [&](const char* seed) {
     return Run({"generate", "--model", kModel, "--prompt", "Once", "--max-tokens", "30",
                 "--temperature", "1.2", "--top-p", "0.9", "--seed", seed, "--json"})
-        .json()
+        .json<Json>()
         .at("ids");
   };
   EXPECT_EQ(sample("3"), sample("3"));
@@ -160,7 +162,7 @@ TEST_F(CliTest, ScoreGivesTheSameForTextAndIds) {
   const Result scored =
       Run({"score", "--model", kModel, "--text", text, "--json", "--per-token", "--dtype", "f32"});
   ASSERT_EQ(scored.status, 0) << scored.err;
-  const Json json = scored.json();
+  const Json json = scored.json<Json>();
   const size_t tokens = json.at("tokens");
   EXPECT_EQ(json.at("argmax").size(), tokens);
   ASSERT_EQ(json.at("token_nll").size(), tokens - 1);
@@ -174,7 +176,7 @@ TEST_F(CliTest, Bf16ScoresCloseToF32) {
   const auto nll = [&](const char* dtype) {
     return Run({"score", "--model", kModel, "--text", text, "--json", "--dtype", dtype, "--policy",
                 "full"})
-        .json()
+        .json<Json>()
         .at("nll")
         .get<double>();
   };
@@ -192,7 +194,7 @@ TEST_F(CliTest, AnswersDoNotDependOnTheMemoryStore) {
             "40", "--json"});
   const Result reference = Run(ask);
   ASSERT_EQ(reference.status, 0) << reference.err;
-  const Json expected = reference.json();
+  const Json expected = reference.json<Json>();
   ASSERT_EQ(expected.at("answers").size(), 2u);
   EXPECT_EQ(expected.at("recall").at("asked"), 2);
   const int64_t blocks = expected.at("memory").at("blocks_stored");
@@ -209,8 +211,8 @@ TEST_F(CliTest, AnswersDoNotDependOnTheMemoryStore) {
   small.insert(small.end(), {"--ram-bytes", std::to_string(blocks * 4096 / 10)});
   const Result tight = Run(small);
   ASSERT_EQ(tight.status, 0) << tight.err;
-  EXPECT_EQ(answers(tight.json()), answers(expected));
-  EXPECT_GT(tight.json().at("memory").at("blocks_cold"), blocks / 2);
+  EXPECT_EQ(answers(tight.json<Json>()), answers(expected));
+  EXPECT_GT(tight.json<Json>().at("memory").at("blocks_cold"), blocks / 2);
 
   const std::string endpoint = "unix:" + dir_.path() + "/store";
   Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--ram-bytes",
@@ -220,7 +222,7 @@ TEST_F(CliTest, AnswersDoNotDependOnTheMemoryStore) {
   remote.insert(remote.end(), {"--memstore", endpoint});
   const Result over_grpc = Run(remote);
   ASSERT_EQ(over_grpc.status, 0) << over_grpc.err;
-  EXPECT_EQ(answers(over_grpc.json()), answers(expected));
+  EXPECT_EQ(answers(over_grpc.json<Json>()), answers(expected));
   daemon.Signal(SIGTERM);
   EXPECT_EQ(daemon.Wait(), 0);
 }
@@ -237,7 +239,7 @@ TEST_F(CliTest, ScoresWithTheOptionsOfTheMemory) {
     if (!memstore.empty()) score.push_back("--memstore=" + memstore);
     const Result result = Run(score);
     EXPECT_EQ(result.status, 0) << result.err;
-    return result.json().at("nll").get<double>();
+    return result.json<Json>().at("nll").get<double>();
   };
   const double full = nll("--policy=full"), infllm = nll("--policy=infllm");
   EXPECT_GT(std::abs(infllm - full), 1e-4);
@@ -262,7 +264,7 @@ TEST_F(CliTest, PresetsFillInTheFlagsThatAreNotGiven) {
     arguments.insert(arguments.begin(), {"score", "--text", text, "--json"});
     const Result result = Run(arguments);
     EXPECT_EQ(result.status, 0) << result.err;
-    return result.status == 0 ? result.json()["nll"].get<double>() : 0;
+    return result.status == 0 ? result.json<Json>()["nll"].get<double>() : 0;
   };
   const double given = nll(With({"--model", kModel}));
   std::vector<std::string> narrow = With({"--model", kModel});
@@ -409,14 +411,14 @@ TEST_F(CliTest, AReaderThatGoesAwayEndsTheJobCleanly) {
   };
   const auto blocks_stored = [&] {
     return Run(ask({"--memstore", endpoint, "--max-tokens", "1", "--json"}))
-        .json()
+        .json<Json>()
         .at("memory")
         .at("blocks_stored")
         .get<int64_t>();
   };
   const int64_t blocks = blocks_stored();
-  for (const std::vector<std::string>& store : {std::vector<std::string>{},
-                                                std::vector<std::string>{"--memstore", endpoint}}) {
+  for (const std::vector<std::string>& store :
+       {std::vector<std::string>{}, std::vector<std::string>{"--memstore", endpoint}}) {
     // Descriptor 6 is a pipe whose only reader, 5, is closed again.
     const Result result =
         RunInShell("exec 5<>" + pipe + " 6>" + pipe + R"( 5>&-; exec "$@" >&6 6>&-)", ask(store));

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <thread>
 
@@ -16,6 +17,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
+using Json = nlohmann::json;
 
 class ContextsCliTest : public CliTest {
  protected:
@@ -36,7 +38,7 @@ class ContextsCliTest : public CliTest {
     EXPECT_EQ(result.status, 0) << result.err;
     if (result.status != 0) return Json();
     Json ids = Json::array();
-    const Json report = result.json();
+    const Json report = result.json<Json>();
     for (const Json& answer : report.at("answers")) ids.push_back(answer.at("ids"));
     return ids;
   }
@@ -83,8 +85,8 @@ TEST_F(ContextsCliTest, ALongerTextGoesOnWhereTheContextEnds) {
   ASSERT_EQ(first.status, 0) << first.err;
   const Result second = Run(Plus(Ingest(store, "a", text), {"--json"}));
   ASSERT_EQ(second.status, 0) << second.err;
-  EXPECT_GT(second.json().at("resumed_at"), 500);
-  EXPECT_EQ(second.json().at("resumed_at").get<int64_t>() % 32, 0) << "a whole exec block";
+  EXPECT_GT(second.json<Json>().at("resumed_at"), 500);
+  EXPECT_EQ(second.json<Json>().at("resumed_at").get<int64_t>() % 32, 0) << "a whole exec block";
   EXPECT_EQ(Ask(Plus({"--context", "a"}, store)), expected);
 
   const Result other = Run(Ingest(store, "a", dir_.Write("other", "Once there was a cat.")));
@@ -102,9 +104,9 @@ TEST_F(ContextsCliTest, ContextsAreListedShownForkedAndDeleted) {
   EXPECT_EQ(Contexts({"fork", "a", "b c"}, store).status, 0);
   EXPECT_THAT(Contexts({"list"}, store).out,
               AllOf(HasSubstr("TOKENS"), HasSubstr(" a\n"), HasSubstr(" b c\n")));
-  const Json list = Contexts({"list", "--json"}, store).json();
+  const Json list = Contexts({"list", "--json"}, store).json<Json>();
   ASSERT_EQ(list.size(), 2u);
-  const Json shown = Contexts({"show", "b c", "--json"}, store).json();
+  const Json shown = Contexts({"show", "b c", "--json"}, store).json<Json>();
   EXPECT_EQ(shown, list[1]);
   EXPECT_EQ(shown.at("tokens"), list[0].at("tokens"));
   EXPECT_EQ(shown.at("base"), list[0].at("id"));
@@ -186,16 +188,16 @@ TEST_F(ContextsCliTest, KillsLoseNothing) {
     const Result shown = Contexts({"show", "a", "--json"}, store);
     if (committed == 0 && shown.status != 0) continue;  // nothing yet
     ASSERT_EQ(shown.status, 0) << shown.err;
-    ASSERT_GE(shown.json().at("tokens"), committed);
-    committed = shown.json().at("tokens");
+    ASSERT_GE(shown.json<Json>().at("tokens"), committed);
+    committed = shown.json<Json>().at("tokens");
     ASSERT_EQ(Ask({"--context", "a", "--memstore", endpoint}).size(), 2u);
   }
   const Result last = Run(ingest);
   ASSERT_EQ(last.status, 0) << last.err;
   EXPECT_EQ(Ask({"--context", "a", "--memstore", endpoint}), expected);
-  EXPECT_EQ(Contexts({"list", "--json"}, store).json().size(), 1u);
+  EXPECT_EQ(Contexts({"list", "--json"}, store).json<Json>().size(), 1u);
   EXPECT_EQ(Contexts({"delete", "a"}, store).status, 0);
-  EXPECT_EQ(Contexts({"list", "--json"}, store).json().size(), 0u);
+  EXPECT_EQ(Contexts({"list", "--json"}, store).json<Json>().size(), 0u);
 }
 
 }  // namespace
