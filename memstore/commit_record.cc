@@ -43,8 +43,10 @@ Geometry GetGeometry(ByteReader& in) {
   for (int32_t* size : {&g.layers, &g.q_heads, &g.kv_heads, &g.head_dim, &g.block_tokens}) {
     *size = in.Get<int32_t>();
   }
-  g.dtype = static_cast<kernels::DType>(in.Get<uint32_t>());
-  g.representative = static_cast<kernels::RepresentativeKind>(in.Get<uint32_t>());
+  // What no enum has stays so.
+  const auto get_enum = [&] { return std::min<uint32_t>(in.Get<uint32_t>(), UINT8_MAX); };
+  g.dtype = static_cast<kernels::DType>(get_enum());
+  g.representative = static_cast<kernels::RepresentativeKind>(get_enum());
   return g;
 }
 

@@ -162,12 +162,12 @@ TEST_F(ContextsCliTest, WhatCannotBeIsExplained) {
 // nothing had happened. INFLLM_KILLS sets how often.
 TEST_F(ContextsCliTest, KillsLoseNothing) {
   const char* const asked = std::getenv("INFLLM_KILLS");
-  const int kills = asked != nullptr ? std::atoi(asked) : 8;
-  const std::string text = dir_.Write("text", StoryText(3000));
+  const int kills = asked != nullptr ? std::atoi(asked) : 5;
+  const std::string text = dir_.Write("text", StoryText(600));
   const Json expected = Ask({"--text", text});
   const std::string endpoint = "unix:" + dir_.file("store"), data = dir_.file("data");
   const Arguments store = {"--memstore", endpoint};
-  const Arguments ingest = Plus(Ingest(store, "a", text), {"--commit-tokens", "4096"});
+  const Arguments ingest = Plus(Ingest(store, "a", text), {"--commit-tokens", "1024"});
   std::mt19937 random(20240217);
   int64_t committed = 0;
   auto daemon = std::make_unique<Subprocess>(DaemonFlags(endpoint, data));
@@ -175,7 +175,7 @@ TEST_F(ContextsCliTest, KillsLoseNothing) {
   for (int kill = 0; kill < kills; ++kill) {
     Subprocess reader(Plus({INFLLM_CLI}, ingest));
     // When to strike is what the test is about.
-    std::this_thread::sleep_for(std::chrono::milliseconds(random() % 600));
+    std::this_thread::sleep_for(std::chrono::milliseconds(random() % 400));
     if (random() % 3 != 0) reader.Signal(SIGKILL);
     if (random() % 2 == 0) {
       daemon->Signal(SIGKILL);
