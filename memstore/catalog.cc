@@ -4,7 +4,6 @@
 #include <array>
 #include <cstring>
 
-#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -16,10 +15,6 @@
 namespace infllm::memstore {
 namespace {
 
-absl::Status NotCommitted(const ContextId& id) {
-  return absl::NotFoundError(absl::StrCat("context ", ToString(id), " does not exist among those committed"));
-}
-
 uint64_t NumberOf(std::string_view key) {
   uint64_t number = 0;
   for (const char c : key) number = number << 8 | static_cast<unsigned char>(c);
@@ -29,6 +24,36 @@ uint64_t NumberOf(std::string_view key) {
 CommitRecord::Use ToRecord(const PartUse& use) {
   return {.part = use.part->info(), .blocks = use.blocks};
 }
+
+absl::Status ForkedApart() {
+  return absl::FailedPreconditionError(
+      "the context was forked while its layers had different blocks: it cannot be committed");
+}
+
+// Entries that are being written. They are deleted unless they come to be used.
+class FreshEntries {
+ public:
+  explicit FreshEntries(TieredBlocks& tiers) : tiers_(tiers) {}
+  ~FreshEntries() {
+    if (!kept_) tiers_.ForgetEntries(ToRuns(numbers_));
+  }
+  FreshEntries(const FreshEntries&) = delete;
+  FreshEntries& operator=(const FreshEntries&) = delete;
+
+  absl::Status Put(const ChunkPlace& place, std::string_view content) {
+    numbers_.reserve(numbers_.size() + 1);
+    INFLLM_ASSIGN_OR_RETURN(const uint64_t number, tiers_.PutEntry(EncodeChunk(place, content)));
+    numbers_.push_back(number);
+    return absl::OkStatus();
+  }
+  const std::vector<uint64_t>& numbers() const { return numbers_; }
+  void Keep() { kept_ = true; }
+
+ private:
+  TieredBlocks& tiers_;
+  std::vector<uint64_t> numbers_;
+  bool kept_ = false;
+};
 
 int64_t Total(std::span<const PartUse> uses) {
   int64_t blocks = 0;
@@ -40,7 +65,20 @@ int64_t Total(std::span<const PartUse> uses) {
 
 absl::StatusOr<uint64_t> Catalog::FirstFreeEntry(ColdStore& cold) {
   INFLLM_ASSIGN_OR_RETURN(const std::string last, cold.LastKey());
-  return last.empty() ? 1 : NumberOf(last) + 1;
+  uint64_t next = last.empty() ? 1 : NumberOf(last) + 1;
+  // Also of entries that have been lost: their numbers are not given again.
+  INFLLM_ASSIGN_OR_RETURN(const auto records, cold.ReadRecords());
+  for (const auto& [key, value] : records) {
+    INFLLM_ASSIGN_OR_RETURN(const CommitRecord record, DecodeRecord(key, value));
+    const auto after = [&](const CommitRecord::Use& use) {
+      const EntryRun& run = use.part.entries.back();
+      next = std::max(next, run.first + run.count);
+    };
+    std::ranges::for_each(record.payloads, after);
+    std::ranges::for_each(record.representatives, after);
+    for (const uint64_t number : record.checkpoint) next = std::max(next, number + 1);
+  }
+  return next;
 }
 
 absl::StatusOr<std::unique_ptr<Catalog>> Catalog::Open(std::shared_ptr<TieredBlocks> tiers,
@@ -57,12 +95,16 @@ absl::Status Catalog::ReadAll() {
   INFLLM_ASSIGN_OR_RETURN(const auto records, tiers_->cold()->ReadRecords());
   std::map<std::pair<std::pair<uint64_t, uint64_t>, uint64_t>, std::shared_ptr<const CommittedPart>>
       parts;  // by maker and first chunk
-  const auto share = [&](const std::vector<CommitRecord::Use>& uses) {
+  const auto share =
+      [&](const std::vector<CommitRecord::Use>& uses) -> absl::StatusOr<std::vector<PartUse>> {
     std::vector<PartUse> shared;
     for (const CommitRecord::Use& use : uses) {
       std::shared_ptr<const CommittedPart>& part =
           parts[{{use.part.maker.hi, use.part.maker.lo}, use.part.chunks.front()}];
       if (part == nullptr) part = std::make_shared<const CommittedPart>(tiers_, use.part);
+      if (part->info() != use.part) {
+        return absl::DataLossError("the records of two committed contexts contradict each other");
+      }
       shared.push_back({.part = part, .blocks = use.blocks});
     }
     return shared;
@@ -71,15 +113,18 @@ absl::Status Catalog::ReadAll() {
   for (const auto& [key, value] : records) {
     INFLLM_ASSIGN_OR_RETURN(CommitRecord record, DecodeRecord(key, value));
     auto entry = std::make_shared<Entry>();
-    entry->payloads = share(record.payloads);
-    entry->representatives = share(record.representatives);
-    entry->checkpoint = std::make_shared<const CommittedPart>(
-        tiers_, PartInfo{.maker = record.info.id,
-                         .entries = ToRuns(record.checkpoint),
-                         .chunks = record.checkpoint});
+    INFLLM_ASSIGN_OR_RETURN(entry->payloads, share(record.payloads));
+    INFLLM_ASSIGN_OR_RETURN(entry->representatives, share(record.representatives));
+    entry->checkpoint =
+        std::make_shared<const CommittedPart>(tiers_, PartInfo{.maker = record.info.id,
+                                                               .entries = ToRuns(record.checkpoint),
+                                                               .chunks = record.checkpoint});
     entry->checkpoint_bytes = record.checkpoint_bytes;
     entry->info = std::move(record.info);
-    by_name_[{entry->info.options.tenant, entry->info.name}] = entry;
+    if (!by_name_.emplace(std::pair(entry->info.options.tenant, entry->info.name), entry).second) {
+      return absl::DataLossError(
+          absl::StrCat("two committed contexts have the name \"", entry->info.name, "\""));
+    }
     by_id_[entry->info.id] = std::move(entry);
   }
   return absl::OkStatus();
@@ -129,8 +174,8 @@ absl::StatusOr<CommittedContext> Catalog::FindName(std::string_view tenant,
   const std::lock_guard lock(mu_);
   const auto found = by_name_.find(std::pair<std::string, std::string>(tenant, name));
   if (found != by_name_.end()) return found->second->info;
-  return absl::NotFoundError(absl::StrCat("no context \"", absl::string_view(name.data(), name.size()),
-                                          "\" is committed"));
+  return absl::NotFoundError(absl::StrCat(
+      "no context \"", absl::string_view(name.data(), name.size()), "\" is committed"));
 }
 
 std::vector<CommittedContext> Catalog::List(std::string_view tenant) const {
@@ -170,14 +215,14 @@ absl::Status Catalog::CheckName(const CommitRequest& request, const ContextOptio
   const auto found = by_name_.find(std::pair(options.tenant, request.name));
   const ContextId has_it = found == by_name_.end() ? ContextId{} : found->second->info.id;
   if (has_it == request.replaces) return absl::OkStatus();
+  if (has_it == ContextId{}) {
+    return absl::AlreadyExistsError(absl::StrCat(
+        "the name \"", request.name, "\" has no context any more: somebody has dropped it"));
+  }
   return absl::AlreadyExistsError(
-      absl::StrCat("the name \"", request.name, "\" ",
-                   has_it == ContextId{} ? std::string("has been dropped meanwhile")
-                                         : absl::StrCat("is that of context ", ToString(has_it)),
-                   request.replaces == ContextId{}
-                       ? std::string(": take another name or drop it")
-                       : absl::StrCat(", not of ", ToString(request.replaces),
-                                      ": another has committed under it")));
+      absl::StrCat("the name \"", request.name, "\" belongs to another context, ", ToString(has_it),
+                   request.replaces == ContextId{} ? ": take another name or drop it"
+                                                   : ": somebody else has committed under it"));
 }
 
 // The blocks of all layers of a snapshot, by layer.
@@ -222,8 +267,7 @@ absl::StatusOr<std::vector<PartUse>> Catalog::UsesOf(const Blocks& blocks) const
       uses = std::move(of_layer);
       committed = count;
     } else if (count != committed || !std::ranges::equal(uses, of_layer, same)) {
-      return absl::FailedPreconditionError(
-          "the context was forked while its layers had different blocks: it cannot be committed");
+      return ForkedApart();
     }
   }
   return uses;
@@ -255,36 +299,37 @@ absl::Status Catalog::Commit(const CommitRequest& request, Context& context) {
                            ? replaced->info.base
                            : snapshot->base;
   }
-  std::ranges::transform(entry->payloads, std::back_inserter(record.payloads), ToRecord);
-  std::ranges::transform(entry->representatives, std::back_inserter(record.representatives),
-                         ToRecord);
-
-  // The entries that are new; if they were written in vain they are deleted.
-  std::vector<EntryRun> written;
-  absl::Cleanup forget = [&] { tiers_->ForgetEntries(written); };
+  // Entries first. From here on their parts own them: they go if nothing comes to use them.
   const int64_t first_block = Total(entry->payloads);
   if (first_block < request.blocks) {
     for (auto& layer : blocks) {
       layer.erase(layer.begin(), layer.begin() + first_block);
       INFLLM_RETURN_IF_ERROR(tiers_->Persist(layer));
     }
-    INFLLM_ASSIGN_OR_RETURN(PartInfo part, WriteNumbers(request.id, first_block, blocks));
-    const std::vector<EntryRun> chunks = ToRuns(part.chunks);
-    written.insert(written.end(), chunks.begin(), chunks.end());
-    record.payloads.push_back({.part = std::move(part), .blocks = request.blocks - first_block});
+    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<const CommittedPart> part,
+                            WriteNumbers(request.id, first_block, blocks));
+    entry->payloads.push_back({.part = part, .blocks = part->info().blocks});
   }
   const int64_t first_published = Total(entry->representatives);
   if (first_published < record.info.published) {
-    INFLLM_ASSIGN_OR_RETURN(PartInfo part, WriteRepresentatives(request.id, *snapshot,
-                                                                first_published,
-                                                                record.info.published));
-    written.insert(written.end(), part.entries.begin(), part.entries.end());
-    record.representatives.push_back(
-        {.part = std::move(part), .blocks = record.info.published - first_published});
+    INFLLM_ASSIGN_OR_RETURN(
+        const std::shared_ptr<const CommittedPart> part,
+        WriteRepresentatives(request.id, *snapshot, first_published, record.info.published));
+    entry->representatives.push_back({.part = part, .blocks = part->info().blocks});
   }
-  INFLLM_ASSIGN_OR_RETURN(record.checkpoint, WriteCheckpoint(request));
-  const std::vector<EntryRun> checkpoint = ToRuns(record.checkpoint);
-  written.insert(written.end(), checkpoint.begin(), checkpoint.end());
+  if (!context.committed) {
+    const std::lock_guard lock(context.mu);
+    context.committed_representatives = entry->representatives;
+  }
+  {
+    const std::lock_guard lock(snapshot->mu);
+    snapshot->committed_representatives = entry->representatives;
+  }
+  INFLLM_ASSIGN_OR_RETURN(entry->checkpoint, WriteCheckpoint(request));
+  std::ranges::transform(entry->payloads, std::back_inserter(record.payloads), ToRecord);
+  std::ranges::transform(entry->representatives, std::back_inserter(record.representatives),
+                         ToRecord);
+  record.checkpoint = entry->checkpoint->info().chunks;
   record.checkpoint_bytes =
       static_cast<int64_t>(request.tokens.size_bytes() + request.state.size());
   const Geometry& geometry = options.geometry;
@@ -293,85 +338,104 @@ absl::Status Catalog::Commit(const CommitRequest& request, Context& context) {
       geometry.layers *
           (record.info.blocks * static_cast<int64_t>(geometry.payload_bytes()) +
            record.info.published * static_cast<int64_t>(geometry.representative_bytes()));
-
-  // Then the record, which makes them count.
-  std::vector<ColdStore::RecordChange> changes = {
-      {.key = RecordKey(request.id), .value = EncodeRecord(record)}};
-  if (replaced != nullptr) changes.push_back({.key = RecordKey(request.replaces), .value = {}});
-  INFLLM_RETURN_IF_ERROR(tiers_->cold()->ChangeRecords(changes));
-  std::move(forget).Cancel();
-
-  if (record.payloads.size() > entry->payloads.size()) {
-    const auto part = std::make_shared<const CommittedPart>(tiers_, record.payloads.back().part);
-    for (const auto& layer : blocks) {
-      tiers_->SetCommitted(layer, part);
-      part->present.insert(part->present.end(), layer.begin(), layer.end());
-    }
-    entry->payloads.push_back({.part = part, .blocks = part->info().blocks});
-  }
-  if (record.representatives.size() > entry->representatives.size()) {
-    const auto part =
-        std::make_shared<const CommittedPart>(tiers_, record.representatives.back().part);
-    entry->representatives.push_back({.part = part, .blocks = part->info().blocks});
-  }
-  entry->checkpoint = std::make_shared<const CommittedPart>(
-      tiers_, PartInfo{.maker = request.id, .entries = checkpoint, .chunks = record.checkpoint});
   entry->checkpoint_bytes = record.checkpoint_bytes;
-  entry->info = std::move(record.info);
-  for (Context* one : {&context, snapshot.get()}) {
-    const std::lock_guard lock(one->mu);
-    one->base = request.id;
-    one->committed_representatives = entry->representatives;
+  entry->info = record.info;
+
+  // Then the record, which makes them count: one that could not be read again must not be written.
+  ColdStore::RecordChange change{.key = RecordKey(request.id), .value = EncodeRecord(record)};
+  if (const auto read = DecodeRecord(change.key, *change.value); !read.ok()) {
+    return absl::InternalError(
+        absl::StrCat("the commit is not one that could be read again: ", read.status().message()));
   }
-  {
-    const std::lock_guard loading(load_mu_);
+  std::vector<ColdStore::RecordChange> changes = {std::move(change)};
+  if (replaced != nullptr) changes.push_back({.key = RecordKey(request.replaces), .value = {}});
+  INFLLM_RETURN_IF_ERROR(ChangeRecords(std::move(changes), {entry, replaced}));
+
+  // The disk has it: an exception now may end the process, but not leave it between the two.
+  [&]() noexcept {
+    if (!context.committed) {
+      const std::lock_guard lock(context.mu);
+      context.base = request.id;
+    }
+    const std::lock_guard lock(mu_);
     entry->loaded = snapshot;
     entry->last_use = ++clock_;
-    const std::lock_guard lock(mu_);
     by_id_.erase(request.replaces);
     by_name_[{options.tenant, request.name}] = entry;
     by_id_[request.id] = entry;
-  }
+  }();
   LetGoOfIdle();
   return absl::OkStatus();
 }
 
-absl::StatusOr<PartInfo> Catalog::WriteNumbers(const ContextId& maker, int64_t first_block,
-                                               const Blocks& blocks) {
-  PartInfo part{.maker = maker,
+// A change that fails may be on the disk nonetheless. So what it would have named, or forgotten, is
+// kept until another change has taken it back.
+absl::Status Catalog::ChangeRecords(std::vector<ColdStore::RecordChange> changes,
+                                    std::initializer_list<EntryPtr> in_doubt) {
+  for (const EntryPtr& entry : in_doubt_) {
+    if (!Has(entry->info.id)) changes.push_back({.key = RecordKey(entry->info.id), .value = {}});
+  }
+  in_doubt_.reserve(in_doubt_.size() + in_doubt.size());
+  INFLLM_RETURN_IF_ERROR([&] {
+    absl::Status status = tiers_->cold()->ChangeRecords(changes);
+    if (!status.ok()) {
+      std::ranges::copy_if(in_doubt, std::back_inserter(in_doubt_),
+                           [](const EntryPtr& entry) { return entry != nullptr; });
+    }
+    return status;
+  }());
+  in_doubt_.clear();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<const CommittedPart>> Catalog::WriteNumbers(const ContextId& maker,
+                                                                           int64_t first_block,
+                                                                           const Blocks& blocks) {
+  PartInfo info{.maker = maker,
                 .first_block = first_block,
                 .blocks = static_cast<int64_t>(blocks.front().size())};
+  for (const auto& block : blocks.front()) {
+    const ContextId& owner = block->owner()->context;
+    if (info.owners.empty() || info.owners.back().owner != owner) {
+      info.owners.push_back({.owner = owner});
+    }
+    ++info.owners.back().blocks;
+  }
+  FreshEntries fresh(*tiers_);
   std::vector<uint64_t> all;
   const int64_t per_chunk = BlocksPerChunk(sizeof(uint64_t));
   for (size_t layer = 0; layer < blocks.size(); ++layer) {
     std::vector<uint64_t> numbers;
-    for (const auto& block : blocks[layer]) numbers.push_back(tiers_->EntryOf(*block));
+    for (size_t i = 0; i < blocks[layer].size(); ++i) {
+      const StoredBlock& block = *blocks[layer][i];
+      if (block.owner()->context != blocks[0][i]->owner()->context) return ForkedApart();
+      numbers.push_back(tiers_->EntryOf(block));
+    }
     all.insert(all.end(), numbers.begin(), numbers.end());
-    std::vector<std::string> chunks;
-    for (int64_t at = 0; at < part.blocks; at += per_chunk) {
-      const auto count = static_cast<size_t>(std::min(per_chunk, part.blocks - at));
-      chunks.push_back(EncodeChunk(
-          {ChunkKind::kNumbers, maker, static_cast<int32_t>(layer), first_block + at},
-          {reinterpret_cast<const char*>(numbers.data() + at), count * sizeof(uint64_t)}));
+    for (int64_t at = 0; at < info.blocks; at += per_chunk) {
+      const auto count = static_cast<size_t>(std::min(per_chunk, info.blocks - at));
+      const std::string_view content(reinterpret_cast<const char*>(numbers.data() + at),
+                                     count * sizeof(uint64_t));
+      INFLLM_RETURN_IF_ERROR(fresh.Put(
+          {ChunkKind::kNumbers, maker, static_cast<int32_t>(layer), first_block + at}, content));
     }
-    INFLLM_ASSIGN_OR_RETURN(const uint64_t first, tiers_->PutEntries(chunks));
-    for (size_t i = 0; i < chunks.size(); ++i) part.chunks.push_back(first + i);
   }
-  for (const auto& block : blocks.front()) {
-    const ContextId& owner = block->owner()->context;
-    if (part.owners.empty() || part.owners.back().owner != owner) {
-      part.owners.push_back({.owner = owner});
-    }
-    ++part.owners.back().blocks;
+  info.chunks = fresh.numbers();
+  all.insert(all.end(), info.chunks.begin(), info.chunks.end());
+  info.entries = ToRuns(std::move(all));
+  // The payloads' entries become the part's only when it exists and the blocks hold it.
+  const auto part = std::make_shared<CommittedPart>(tiers_, std::move(info));
+  for (const auto& layer : blocks) {
+    part->present.insert(part->present.end(), layer.begin(), layer.end());
   }
-  all.insert(all.end(), part.chunks.begin(), part.chunks.end());
-  part.entries = ToRuns(std::move(all));
+  fresh.Keep();
+  for (const auto& layer : blocks) tiers_->SetCommitted(layer, part);
   return part;
 }
 
-absl::StatusOr<PartInfo> Catalog::WriteRepresentatives(const ContextId& maker, Context& snapshot,
-                                                       int64_t first_block, int64_t end) {
-  PartInfo part{.maker = maker, .first_block = first_block, .blocks = end - first_block};
+absl::StatusOr<std::shared_ptr<const CommittedPart>> Catalog::WriteRepresentatives(
+    const ContextId& maker, Context& snapshot, int64_t first_block, int64_t end) {
+  FreshEntries fresh(*tiers_);
   const int64_t per_chunk = BlocksPerChunk(snapshot.geometry().representative_bytes());
   for (size_t i = 0; i < snapshot.layers.size(); ++i) {
     Context::Layer& layer = *snapshot.layers[i];
@@ -381,38 +445,43 @@ absl::StatusOr<PartInfo> Catalog::WriteRepresentatives(const ContextId& maker, C
         const std::lock_guard lock(layer.mu);
         INFLLM_ASSIGN_OR_RETURN(kept, layer.index.Read(at, std::min(per_chunk, end - at)));
       }
-      const std::string chunk = EncodeChunk(
-          {ChunkKind::kRepresentatives, maker, static_cast<int32_t>(i), at}, kept);
-      INFLLM_ASSIGN_OR_RETURN(const uint64_t number, tiers_->PutEntries({&chunk, 1}));
-      part.chunks.push_back(number);
+      INFLLM_RETURN_IF_ERROR(
+          fresh.Put({ChunkKind::kRepresentatives, maker, static_cast<int32_t>(i), at}, kept));
     }
   }
-  part.entries = ToRuns(part.chunks);
+  const auto part =
+      std::make_shared<const CommittedPart>(tiers_, PartInfo{.maker = maker,
+                                                             .first_block = first_block,
+                                                             .blocks = end - first_block,
+                                                             .entries = ToRuns(fresh.numbers()),
+                                                             .chunks = fresh.numbers()});
+  fresh.Keep();
   return part;
 }
 
-absl::StatusOr<std::vector<uint64_t>> Catalog::WriteCheckpoint(const CommitRequest& request) {
+absl::StatusOr<std::shared_ptr<const CommittedPart>> Catalog::WriteCheckpoint(
+    const CommitRequest& request) {
   std::string all(reinterpret_cast<const char*>(request.tokens.data()),
                   request.tokens.size_bytes());
   all.append(reinterpret_cast<const char*>(request.state.data()), request.state.size());
-  std::vector<std::string> chunks;
+  FreshEntries fresh(*tiers_);
   for (size_t at = 0; at < all.size(); at += kCheckpointChunkBytes) {
-    chunks.push_back(EncodeChunk(
-        {ChunkKind::kCheckpoint, request.id, 0, static_cast<int64_t>(at)},
-        std::string_view(all).substr(at, kCheckpointChunkBytes)));
+    INFLLM_RETURN_IF_ERROR(
+        fresh.Put({ChunkKind::kCheckpoint, request.id, 0, static_cast<int64_t>(at)},
+                  std::string_view(all).substr(at, kCheckpointChunkBytes)));
   }
-  INFLLM_ASSIGN_OR_RETURN(const uint64_t first, tiers_->PutEntries(chunks));
-  std::vector<uint64_t> numbers;
-  for (size_t i = 0; i < chunks.size(); ++i) numbers.push_back(first + i);
-  return numbers;
+  const auto part = std::make_shared<const CommittedPart>(
+      tiers_,
+      PartInfo{.maker = request.id, .entries = ToRuns(fresh.numbers()), .chunks = fresh.numbers()});
+  fresh.Keep();
+  return part;
 }
 
 absl::Status Catalog::Drop(const ContextId& id) {
   const std::lock_guard committing(commit_mu_);
   const EntryPtr entry = FindEntry(id);
   if (entry == nullptr) return NotCommitted(id);
-  INFLLM_RETURN_IF_ERROR(
-      tiers_->cold()->ChangeRecords({{{.key = RecordKey(id), .value = {}}}}));
+  INFLLM_RETURN_IF_ERROR(ChangeRecords({{.key = RecordKey(id), .value = {}}}, {entry}));
   const std::lock_guard lock(mu_);
   by_name_.erase(std::pair(entry->info.options.tenant, entry->info.name));
   by_id_.erase(id);

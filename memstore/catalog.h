@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -59,7 +60,7 @@ class Catalog {
     std::vector<PartUse> representatives;
     std::shared_ptr<const CommittedPart> checkpoint;  // its chunks
     int64_t checkpoint_bytes = 0;
-    // Guarded by load_mu_.
+    // Guarded by mu_.
     std::shared_ptr<Context> loaded;  // null until it is asked for
     uint64_t last_use = 0;
   };
@@ -72,6 +73,7 @@ class Catalog {
         registry_(registry),
         idle_representative_bytes_(idle_representative_bytes) {}
 
+  static absl::Status NotCommitted(const ContextId& id);
   absl::Status ReadAll();
   absl::Status DeleteNobodys();
   EntryPtr FindEntry(const ContextId& id) const;
@@ -80,12 +82,19 @@ class Catalog {
 
   static absl::StatusOr<Blocks> BlocksOf(Context& snapshot, int64_t expected, int64_t& published);
   absl::StatusOr<std::vector<PartUse>> UsesOf(const Blocks& blocks) const;
-  // Writing: each returns the numbers of the entries it has written.
-  absl::StatusOr<PartInfo> WriteNumbers(const ContextId& maker, int64_t first_block,
-                                        const Blocks& blocks);
-  absl::StatusOr<PartInfo> WriteRepresentatives(const ContextId& maker, Context& snapshot,
-                                                int64_t first_block, int64_t end);
-  absl::StatusOr<std::vector<uint64_t>> WriteCheckpoint(const CommitRequest& request);
+  // Writing: each returns a part that owns what it has written.
+  absl::StatusOr<std::shared_ptr<const CommittedPart>> WriteNumbers(const ContextId& maker,
+                                                                    int64_t first_block,
+                                                                    const Blocks& blocks);
+  absl::StatusOr<std::shared_ptr<const CommittedPart>> WriteRepresentatives(const ContextId& maker,
+                                                                            Context& snapshot,
+                                                                            int64_t first_block,
+                                                                            int64_t end);
+  absl::StatusOr<std::shared_ptr<const CommittedPart>> WriteCheckpoint(
+      const CommitRequest& request);
+  // `in_doubt`: what the change adds or removes.
+  absl::Status ChangeRecords(std::vector<ColdStore::RecordChange> changes,
+                             std::initializer_list<EntryPtr> in_doubt);
 
   // Reading (catalog_reading.cc).
   // Contents of chunks; places and content_bytes are parallel to numbers.
@@ -104,12 +113,13 @@ class Catalog {
   ContextRegistry& registry_;
   const int64_t idle_representative_bytes_;
   std::mutex commit_mu_;  // one change at a time; taken before the others
-  std::mutex load_mu_;    // one context is loaded at a time; taken before mu_
+  std::mutex load_mu_;    // one context is read at a time; taken before mu_
   mutable std::mutex mu_;
   std::unordered_map<ContextId, EntryPtr, absl::Hash<ContextId>> by_id_ ABSL_GUARDED_BY(mu_);
   std::map<std::pair<std::string, std::string>, EntryPtr, std::less<>> by_name_
       ABSL_GUARDED_BY(mu_);  // tenant, name
-  uint64_t clock_ ABSL_GUARDED_BY(load_mu_) = 0;
+  uint64_t clock_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<EntryPtr> in_doubt_ ABSL_GUARDED_BY(commit_mu_);
 };
 
 }  // namespace infllm::memstore

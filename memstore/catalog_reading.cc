@@ -1,7 +1,9 @@
 // How the catalog brings committed contexts back.
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -14,10 +16,6 @@ namespace {
 
 // Of chunks that are read together: enough to keep a disk busy.
 constexpr size_t kReadTogether = 16;
-
-absl::Status NotCommitted(const ContextId& id) {
-  return absl::NotFoundError(absl::StrCat("context ", ToString(id), " does not exist among those committed"));
-}
 
 // Parts that both begin with.
 size_t CommonParts(std::span<const PartUse> a, std::span<const PartUse> b) {
@@ -50,10 +48,9 @@ absl::StatusOr<std::vector<std::string>> Catalog::ReadChunks(
       const ChunkPlace& place = places[begin + i];
       if (!statuses[i].ok()) {
         const bool lost = absl::IsNotFound(statuses[i]);
-        return absl::Status(
-            lost ? absl::StatusCode::kDataLoss : statuses[i].code(),
-            absl::StrCat("reading a part of committed context ", ToString(place.maker),
-                         ": ", statuses[i].message()));
+        return absl::Status(lost ? absl::StatusCode::kDataLoss : statuses[i].code(),
+                            absl::StrCat("reading a part of committed context ",
+                                         ToString(place.maker), ": ", statuses[i].message()));
       }
       INFLLM_RETURN_IF_ERROR(DecodeChunk(place, contents[begin + i]).status());
       contents[begin + i].erase(0, kChunkHeaderBytes);
@@ -90,17 +87,27 @@ absl::StatusOr<Checkpoint> Catalog::ReadCheckpoint(const ContextId& id) const {
 absl::StatusOr<std::shared_ptr<Context>> Catalog::Load(const ContextId& id) {
   const EntryPtr entry = FindEntry(id);
   if (entry == nullptr) return NotCommitted(id);
+  const auto loaded = [&] {
+    const std::lock_guard lock(mu_);
+    entry->last_use = ++clock_;
+    return entry->loaded;
+  };
+  if (std::shared_ptr<Context> context = loaded()) return context;
   std::shared_ptr<Context> context;
   {
     const std::lock_guard loading(load_mu_);
-    if (entry->loaded == nullptr) {
-      INFLLM_ASSIGN_OR_RETURN(entry->loaded, ReadContext(*entry));
-    }
-    entry->last_use = ++clock_;
-    context = entry->loaded;
+    if ((context = loaded())) return context;  // another call has been faster
+    INFLLM_ASSIGN_OR_RETURN(context, ReadContext(*entry));
+    const std::lock_guard lock(mu_);
+    entry->loaded = context;
   }
   LetGoOfIdle();
   return context;
+}
+
+absl::Status Catalog::NotCommitted(const ContextId& id) {
+  return absl::NotFoundError(
+      absl::StrCat("context ", ToString(id), " does not exist among those committed"));
 }
 
 absl::StatusOr<std::shared_ptr<Context>> Catalog::ReadContext(const Entry& entry) {
@@ -135,9 +142,9 @@ absl::Status Catalog::ReadBlocks(const PartUse& use, const ContextOptions& optio
   use.part->present.resize(layers * static_cast<size_t>(part.blocks));
   std::vector<std::shared_ptr<const BlockOwner>> owners;  // of each block
   for (const OwnerRun& run : part.owners) {
-    owners.insert(owners.end(), static_cast<size_t>(run.blocks),
-                  std::make_shared<const BlockOwner>(
-                      BlockOwner{.context = run.owner, .options = options}));
+    owners.insert(
+        owners.end(), static_cast<size_t>(run.blocks),
+        std::make_shared<const BlockOwner>(BlockOwner{.context = run.owner, .options = options}));
   }
   const int64_t per_chunk = BlocksPerChunk(sizeof(uint64_t));
   const size_t chunks = part.chunks.size() / layers;
@@ -145,8 +152,8 @@ absl::Status Catalog::ReadBlocks(const PartUse& use, const ContextOptions& optio
     std::vector<ChunkPlace> places;
     std::vector<size_t> sizes;
     for (int64_t at = 0; at < use.blocks; at += per_chunk) {
-      places.push_back({ChunkKind::kNumbers, part.maker, static_cast<int32_t>(layer),
-                        part.first_block + at});
+      places.push_back(
+          {ChunkKind::kNumbers, part.maker, static_cast<int32_t>(layer), part.first_block + at});
       sizes.push_back(static_cast<size_t>(std::min(per_chunk, part.blocks - at)) *
                       sizeof(uint64_t));
     }
@@ -174,10 +181,10 @@ absl::Status Catalog::ReadBlocks(const PartUse& use, const ContextOptions& optio
 }
 
 // Indices of all layers with the representatives of the first `shared_parts` parts, those that some
-// context in this process has: none of it may be there twice.
+// loaded context has: they need not be there twice.
 absl::StatusOr<std::vector<BlockIndex>> Catalog::SharedIndices(const Entry& entry,
                                                                size_t& shared_parts) {
-  EntryPtr relative;
+  std::shared_ptr<Context> relative;
   shared_parts = 0;
   {
     const std::lock_guard lock(mu_);
@@ -186,7 +193,7 @@ absl::StatusOr<std::vector<BlockIndex>> Catalog::SharedIndices(const Entry& entr
       const size_t common = CommonParts(entry.representatives, other->representatives);
       if (common <= shared_parts) continue;
       shared_parts = common;
-      relative = other;
+      relative = other->loaded;
     }
   }
   int64_t blocks = 0;
@@ -194,7 +201,7 @@ absl::StatusOr<std::vector<BlockIndex>> Catalog::SharedIndices(const Entry& entr
   std::vector<BlockIndex> indices;
   for (int32_t layer = 0; layer < entry.info.options.geometry.layers; ++layer) {
     if (relative != nullptr) {
-      Context::Layer& from = *relative->loaded->layers[static_cast<size_t>(layer)];
+      Context::Layer& from = *relative->layers[static_cast<size_t>(layer)];
       const std::lock_guard lock(from.mu);
       indices.push_back(from.index.Fork(blocks));
     } else {
@@ -240,21 +247,23 @@ absl::Status Catalog::ReadRepresentatives(const PartUse& use, const Geometry& ge
 // Forgets the loaded contexts that were used longest ago, until the rest has no more
 // representatives than may be kept; the one used last stays. Forks keep what they share.
 void Catalog::LetGoOfIdle() {
-  const std::lock_guard loading(load_mu_);
+  std::vector<std::shared_ptr<Context>> let_go;  // they go after the lock
+  const std::lock_guard lock(mu_);
   std::vector<EntryPtr> loaded;
-  {
-    const std::lock_guard lock(mu_);
-    for (const auto& [id, entry] : by_id_) {
-      if (entry->loaded != nullptr) loaded.push_back(entry);
-    }
+  for (const auto& [id, entry] : by_id_) {
+    if (entry->loaded != nullptr) loaded.push_back(entry);
   }
   std::ranges::sort(loaded, std::greater(), [](const EntryPtr& e) { return e->last_use; });
   int64_t bytes = 0;
+  std::set<const CommittedPart*> counted;  // what several share counts once
   for (const EntryPtr& entry : loaded) {
     const Geometry& geometry = entry->info.options.geometry;
-    bytes += entry->info.published * geometry.layers *
-             static_cast<int64_t>(geometry.representative_bytes());
-    if (bytes > idle_representative_bytes_ && entry != loaded.front()) entry->loaded = nullptr;
+    for (const PartUse& use : entry->representatives) {
+      if (!counted.insert(use.part.get()).second) continue;
+      bytes += use.blocks * geometry.layers * static_cast<int64_t>(geometry.representative_bytes());
+    }
+    if (bytes <= idle_representative_bytes_ || entry == loaded.front()) continue;
+    let_go.push_back(std::exchange(entry->loaded, nullptr));
   }
 }
 

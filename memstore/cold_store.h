@@ -15,9 +15,9 @@
 
 namespace infllm::memstore {
 
-// Where blocks go that RAM has no room for, and what outlives the process. It has entries: immutable
-// values of 4 KB to a few MB under short binary keys, all of one length; and records: few small
-// values that say which entries are committed. It stores bytes and knows nothing of blocks;
+// Where blocks go that RAM has no room for, and what outlives the process. It has entries:
+// immutable values of 4 KB to a few MB under short binary keys, all of one length; and records: few
+// small values that say which entries are committed. It stores bytes and knows nothing of blocks;
 // integrity is the caller's (block_codec.h, commit_record.h).
 // Thread-safe; calls block on I/O.
 class ColdStore {
@@ -65,8 +65,8 @@ class ColdStore {
 
 struct RocksDbOptions {
   std::string directory;  // created if missing, for its user alone; one store at a time
-  // Otherwise scratch space: emptied when it is opened and when it is closed.
-  bool durable = false;
+  // Emptied when it is opened and when it is closed.
+  bool scratch = false;
 };
 // Made for keys that grow with time (cold_key.h). Takes up to about 130 MB of RAM for writing, and
 // raises the process's soft limit of open files. In a forked child it may only be destroyed, which

@@ -1,6 +1,7 @@
 #include "memstore/commit_record.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -118,11 +119,18 @@ bool AreWhole(std::span<const CommitRecord::Use> uses, int64_t blocks, int32_t l
       owned += run.blocks;
     }
     if (owned != (payloads ? part.blocks : 0)) return false;
+    if (part.entries.empty()) return false;
     uint64_t after = 0;  // the run before
     for (const EntryRun& run : part.entries) {
       if (run.count == 0 || run.first < after || run.first + run.count < run.first) return false;
       after = run.first + run.count;
     }
+    const auto owned_entry = [&](uint64_t number) {
+      const auto next_run = std::ranges::upper_bound(part.entries, number, {}, &EntryRun::first);
+      return next_run != part.entries.begin() &&
+             number - std::prev(next_run)->first < std::prev(next_run)->count;
+    };
+    if (!std::ranges::all_of(part.chunks, owned_entry)) return false;
   }
   return next == blocks;
 }

@@ -107,20 +107,23 @@ absl::StatusOr<BlockIndex> ContextRegistry::NewIndex(const Geometry& geometry) {
 std::shared_ptr<Context> ContextRegistry::Copy(Context& from, const ContextId& id, int64_t blocks,
                                                bool committed) {
   auto context = std::make_shared<Context>(committed);
-  context->owner = std::make_shared<const BlockOwner>(
-      BlockOwner{.context = id, .options = from.owner->options});
+  context->owner =
+      std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = from.owner->options});
   context->parent = from.owner->context;
+  {  // first: by the time that the layers are copied they hold what is committed now
+    const std::lock_guard lock(from.mu);
+    context->base = from.committed ? from.owner->context : from.base;
+    for (const PartUse& use : from.committed_representatives) {
+      const int64_t used = std::min(use.blocks, blocks - use.part->info().first_block);
+      if (used > 0)
+        context->committed_representatives.push_back({.part = use.part, .blocks = used});
+    }
+  }
   for (const auto& layer : from.layers) {
     const std::lock_guard lock(layer->mu);
     context->layers.push_back(std::make_unique<Context::Layer>(
         layer->blocks.First(std::min(blocks, layer->blocks.size())),
         layer->index.Fork(std::min(blocks, layer->index.size()))));
-  }
-  const std::lock_guard lock(from.mu);
-  context->base = from.committed ? from.owner->context : from.base;
-  for (const PartUse& use : from.committed_representatives) {
-    const int64_t used = std::min(use.blocks, blocks - use.part->info().first_block);
-    if (used > 0) context->committed_representatives.push_back({.part = use.part, .blocks = used});
   }
   return context;
 }

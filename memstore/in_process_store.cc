@@ -30,7 +30,7 @@ absl::Status IsCommitted(const ContextId& id) {
 
 absl::Status NotDurable() {
   return absl::FailedPreconditionError(
-      "the memory store keeps nothing on disk, so it cannot commit a context: start it with "
+      "the memory store keeps nothing on disk, so it has no committed contexts: give it a "
       "--data-dir");
 }
 
@@ -64,9 +64,8 @@ class InProcessStore final : public MemoryStore {
     std::unique_ptr<InProcessStore> store(
         new InProcessStore(options, backend, std::move(cold), first_entry));
     if (durable) {
-      INFLLM_ASSIGN_OR_RETURN(
-          store->catalog_,
-          Catalog::Open(store->tiers_, store->contexts_, options.ram_capacity_bytes / 2));
+      INFLLM_ASSIGN_OR_RETURN(store->catalog_, Catalog::Open(store->tiers_, store->contexts_,
+                                                             options.ram_capacity_bytes / 2));
     }
     return store;
   }
@@ -225,9 +224,13 @@ class InProcessStore final : public MemoryStore {
   absl::Status Commit(const CommitRequest& request) override {
     if (catalog_ == nullptr) return NotDurable();
     INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, FindContext(request.context));
-    INFLLM_RETURN_IF_ERROR(catalog_->Commit(request, *context));
-    tiers_->DeleteDropped();  // of what was replaced
-    return absl::OkStatus();
+    if (contexts_.Find(request.id).ok()) {
+      return absl::AlreadyExistsError(
+          absl::StrCat("context ", ToString(request.id), " exists already: take another id"));
+    }
+    const absl::Status status = catalog_->Commit(request, *context);
+    tiers_->DeleteDropped();  // what was replaced, or written in vain
+    return status;
   }
 
   absl::StatusOr<CommittedContext> FindCommitted(std::string_view tenant,

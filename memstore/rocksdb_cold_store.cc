@@ -4,6 +4,7 @@
 #include <rocksdb/table.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -103,6 +104,7 @@ rocksdb::Options MakeOptions(bool direct_io) {
   options.max_background_jobs = 8;
   options.writable_file_max_buffer_size = size_t{2} << 20;
   options.max_open_files = AllowOpenFiles();
+  options.allow_fallocate = false;  // a small disk would be full of what may never be written
   // Keys grow with every entry (cold_key.h), so files do not overlap and a compaction from level
   // 0 to 1 moves them without reading: seen in the log for all files of a run. Only deletes of
   // single entries rewrite their neighbours. Readers find the one file by binary search. Each file
@@ -124,7 +126,7 @@ class RocksDbColdStore final : public ColdStore {
   // Takes over the locked `marker_fd`.
   RocksDbColdStore(const RocksDbOptions& options, int marker_fd)
       : directory_(options.directory),
-        durable_(options.durable),
+        durable_(!options.scratch),
         marker_fd_(marker_fd),
         owner_pid_(::getpid()) {}
 
@@ -151,6 +153,9 @@ class RocksDbColdStore final : public ColdStore {
   }
 
   absl::Status Open() {
+    INFLLM_RETURN_IF_ERROR(CheckDiskHolds(0));
+    struct stat marker {};
+    made_ = durable_ && ::fstat(marker_fd_, &marker) == 0 && marker.st_size > 0;
     rocksdb::Status status;
     if (!durable_) {
       status = rocksdb::DestroyDB(DatabasePath(), rocksdb::Options());
@@ -172,7 +177,9 @@ class RocksDbColdStore final : public ColdStore {
     struct statvfs disk {};
     if (::statvfs(directory_.c_str(), &disk) != 0) return absl::OkStatus();  // RocksDB will tell
     uint64_t unflushed = 0;
-    db_->GetIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &unflushed);
+    if (db_ != nullptr) {
+      db_->GetIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &unflushed);
+    }
     const uint64_t needed = unflushed + bytes + kSpareBytes;
     const uint64_t available = uint64_t{disk.f_bavail} * disk.f_frsize;
     if (available >= needed) return absl::OkStatus();
@@ -218,15 +225,14 @@ class RocksDbColdStore final : public ColdStore {
       if (!status.ok()) return FromRocksDb(status, directory_);
       adds |= change.value.has_value();
     }
-    if (adds) {
-      INFLLM_RETURN_IF_ERROR(CheckDiskHolds(batch.GetDataSize()));
-      // Entries are in no log: what makes them durable is that they are in a file.
-      INFLLM_RETURN_IF_ERROR(
-          FromRocksDb(db_->Flush(rocksdb::FlushOptions(), db_->DefaultColumnFamily()), directory_));
-    }
-    rocksdb::WriteOptions logged;
-    logged.sync = true;
-    return FromRocksDb(db_->Write(logged, &batch), directory_);
+    INFLLM_RETURN_IF_ERROR(CheckDiskHolds(batch.GetDataSize()));
+    // Nothing is in a log, of which RocksDB would forgive a damaged end. What makes entries and
+    // records durable is that they are in files: first those, then these, all at once.
+    rocksdb::Status status;
+    if (adds) status = db_->Flush(rocksdb::FlushOptions(), db_->DefaultColumnFamily());
+    if (status.ok()) status = db_->Write(WriteOptions(), &batch);
+    if (status.ok()) status = db_->Flush(rocksdb::FlushOptions(), records());
+    return FromRocksDb(status, directory_);
   }
 
   absl::StatusOr<std::map<std::string, std::string>> ReadRecords() override {
@@ -258,12 +264,15 @@ class RocksDbColdStore final : public ColdStore {
     if (!at->Valid()) return absl::OkStatus();
     rocksdb::WriteBatch tombstones;
     INFLLM_RETURN_IF_ERROR(FromRocksDb(DeleteRun(begin, end, tombstones), directory_));
-    return FromRocksDb(db_->Write(WriteOptions(), &tombstones), directory_);
+    rocksdb::Status status = db_->Write(WriteOptions(), &tombstones);
+    if (status.ok()) status = FlushInBackground();
+    return FromRocksDb(status, directory_);
   }
 
  private:
   rocksdb::Status OpenDatabase(bool direct_io) {
-    const rocksdb::Options options = MakeOptions(direct_io);
+    rocksdb::Options options = MakeOptions(direct_io);
+    options.create_if_missing = !made_;
     rocksdb::ColumnFamilyOptions of_records(options);
     of_records.write_buffer_size = size_t{1} << 20;
     rocksdb::DB* db = nullptr;
@@ -280,17 +289,34 @@ class RocksDbColdStore final : public ColdStore {
     std::string format;
     rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), records(), kFormatKey, &format);
     if (status.IsNotFound()) {
-      rocksdb::WriteOptions logged;
-      logged.sync = true;
-      status = db_->Put(logged, records(), kFormatKey, kFormat);
+      status = db_->Put(WriteOptions(), records(), kFormatKey, kFormat);
+      if (status.ok()) status = db_->Flush(rocksdb::FlushOptions(), records());
       format = kFormat;
     }
     if (!status.ok()) return FromRocksDb(status, directory_);
-    if (format == kFormat) return absl::OkStatus();
-    return absl::FailedPreconditionError(
-        absl::StrCat(directory_, " is written in format ", absl::CHexEscape(format),
-                     ", this program knows ", kFormat,
-                     ": use the program that wrote it, or give another --data-dir"));
+    if (format == kFormat) return MarkAsMade();
+    return absl::FailedPreconditionError(absl::StrCat(
+        directory_, " is written in format ", absl::CHexEscape(format), ", this program knows ",
+        kFormat, ": use the program that wrote it, or give another --data-dir"));
+  }
+
+  // Only what is in files is compacted, and so leaves the disk.
+  rocksdb::Status FlushInBackground() {
+    rocksdb::FlushOptions options;
+    options.wait = false;
+    options.allow_write_stall = true;
+    return db_->Flush(options, db_->DefaultColumnFamily());
+  }
+
+  // From now on a directory without its database is damaged, not new.
+  absl::Status MarkAsMade() {
+    if (made_) return absl::OkStatus();
+    made_ = true;
+    if (::pwrite(marker_fd_, kFormat, sizeof(kFormat) - 1, 0) == sizeof(kFormat) - 1 &&
+        ::fsync(marker_fd_) == 0) {
+      return absl::OkStatus();
+    }
+    return FromErrno(errno, "write the marker in", directory_);
   }
 
   // Of all keys in [begin, end). Whole files go at once, without being read again by a compaction.
@@ -324,6 +350,7 @@ class RocksDbColdStore final : public ColdStore {
 
   const std::string directory_;
   const bool durable_;
+  bool made_ = false;  // its database has been made, now or before
   const int marker_fd_;
   const pid_t owner_pid_;
   std::unique_ptr<rocksdb::DB> db_;
@@ -345,6 +372,7 @@ absl::Status RocksDbColdStore::Delete(std::span<const std::string_view> keys) {
   std::vector<std::string_view> sorted(keys.begin(), keys.end());
   std::sort(sorted.begin(), sorted.end());
   rocksdb::WriteBatch tombstones;
+  bool runs = false;
   for (size_t first = 0; first < sorted.size();) {
     // Keys are of one length, so no other lies between a key and its successor.
     size_t last = first;
@@ -358,11 +386,14 @@ absl::Status RocksDbColdStore::Delete(std::span<const std::string_view> keys) {
       status = tombstones.Delete(ToSlice(sorted[first]));
     } else {
       status = DeleteRun(sorted[first], end, tombstones);
+      runs = true;
     }
     if (!status.ok()) return FromRocksDb(status, directory_);
     first = last + 1;
   }
-  return FromRocksDb(db_->Write(WriteOptions(), &tombstones), directory_);
+  rocksdb::Status status = db_->Write(WriteOptions(), &tombstones);
+  if (status.ok() && runs && durable_) status = FlushInBackground();
+  return FromRocksDb(status, directory_);
 }
 
 // Opens and locks the marker of a directory that is ours or empty.
@@ -377,8 +408,8 @@ absl::StatusOr<int> LockDirectory(const std::string& directory) {
     const bool empty = fs::is_empty(directory, error);
     if (error) return FromErrno(error.value(), "read the directory", directory);
     if (!empty) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          directory, " holds other files: give --data-dir a directory of its own"));
+      return absl::FailedPreconditionError(
+          absl::StrCat(directory, " holds other files: give --data-dir a directory of its own"));
     }
   }
   const int fd = ::open(marker.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);

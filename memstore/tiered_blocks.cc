@@ -215,7 +215,7 @@ void TieredBlocks::Link(StoredBlock& block, LruList<StoredBlock>& list) {
 
 void TieredBlocks::LinkAsNewest(StoredBlock& block) {
   block.last_use_ = ++clock_;
-  if (block.writing_) return;  // FinishBatch links it
+  if (block.writing_) return;  // EndWriting links it
   Link(block, block.cold_ ? clean_ : dirty_);
   WakeThread();
 }
@@ -256,8 +256,8 @@ absl::StatusOr<std::byte*> TieredBlocks::Reserve(Lock& lock, size_t payload_byte
       return slot;
     }
     if (EvictOne(Order::kStrictLru)) continue;
-    const bool draining = cold_ != nullptr && (!dirty_.empty() || persisting_ > 0 ||
-                                               oldest_writing_ != UINT64_MAX);
+    const bool draining =
+        cold_ != nullptr && (!dirty_.empty() || persisting_ > 0 || oldest_writing_ != UINT64_MAX);
     if (draining && failed_batch_ <= batches_before) {
       batch_wanted_ = !dirty_.empty();
       work_.notify_one();

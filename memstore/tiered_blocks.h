@@ -64,10 +64,10 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
   LruList<StoredBlock>* list_ = nullptr;  // that it is linked in: iff in RAM, unpinned, not moving
   bool cold_ = false;
   bool reading_ = false;  // a thread brings it back from the cold tier
-  bool writing_ = false;  // the demotion thread writes it
+  bool writing_ = false;  // somebody writes it to the cold tier
   int32_t pins_ = 0;
-  uint64_t last_use_ = 0;  // ticks
-  uint64_t cold_key_ = 0;  // 0: never written
+  uint64_t last_use_ = 0;                           // ticks
+  uint64_t cold_key_ = 0;                           // 0: never written
   std::shared_ptr<const CommittedPart> committed_;  // that the cold entry belongs to, or null
 };
 
@@ -125,8 +125,8 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   std::shared_ptr<const CommittedPart> CommittedPartOf(const StoredBlock& block) const;
   // REQUIRES: the block has been persisted.
   uint64_t EntryOf(const StoredBlock& block) const;
-  // Writes values that are not blocks, under consecutive numbers from the one returned on.
-  absl::StatusOr<uint64_t> PutEntries(std::span<const std::string> values);
+  // Writes a value that is not a block; its number.
+  absl::StatusOr<uint64_t> PutEntry(std::string_view value);
   // The entries are deleted by the next DeleteDropped().
   void ForgetEntries(std::span<const EntryRun> runs);
 

@@ -111,7 +111,7 @@ void TieredBlocks::EndWriting(std::span<StoredBlock* const> batch, uint64_t star
       Link(*block, demoted_);
     }
   }
-  if (!status.ok()) {  // back to where they came from, in order
+  if (!status.ok()) {  // back to the oldest, where the thread has them from, in order
     for (auto block = batch.rbegin(); block != batch.rend(); ++block) {
       if ((*block)->pins_ > 0 || (*block)->list_ != nullptr) continue;
       dirty_.PushOldest(*block);
@@ -132,7 +132,6 @@ absl::Status TieredBlocks::Persist(std::span<const std::shared_ptr<StoredBlock>>
     uint64_t started_at = 0;
     {
       Lock lock(mu_);
-      started_at = clock_;
       int64_t bytes = 0;
       while (next < blocks.size() && bytes < kMaxBatchBytes && batch.size() < kMaxBatchBlocks) {
         StoredBlock& block = *blocks[next];
@@ -143,6 +142,7 @@ absl::Status TieredBlocks::Persist(std::span<const std::shared_ptr<StoredBlock>>
         }
         ++next;
         if (block.cold_) continue;
+        if (batch.empty()) started_at = clock_;
         batch.push_back(&block);
         ClaimForWriting(block);
         bytes += block.lru_bytes();
@@ -163,9 +163,9 @@ absl::Status TieredBlocks::Persist(std::span<const std::shared_ptr<StoredBlock>>
   return absl::OkStatus();
 }
 
-std::shared_ptr<StoredBlock> TieredBlocks::Restore(
-    std::shared_ptr<const BlockOwner> owner, int32_t layer, int64_t index, uint64_t number,
-    std::shared_ptr<const CommittedPart> committed) {
+std::shared_ptr<StoredBlock> TieredBlocks::Restore(std::shared_ptr<const BlockOwner> owner,
+                                                   int32_t layer, int64_t index, uint64_t number,
+                                                   std::shared_ptr<const CommittedPart> committed) {
   auto block = std::make_shared<StoredBlock>(shared_from_this(), std::move(owner), layer, index,
                                              /*payload_crc=*/0);  // it is never written again
   const std::lock_guard lock(mu_);
@@ -195,24 +195,17 @@ uint64_t TieredBlocks::EntryOf(const StoredBlock& block) const {
   return block.cold_key_;
 }
 
-absl::StatusOr<uint64_t> TieredBlocks::PutEntries(std::span<const std::string> values) {
-  uint64_t first = 0;
+absl::StatusOr<uint64_t> TieredBlocks::PutEntry(std::string_view value) {
+  uint64_t number = 0;
   {
     const std::lock_guard lock(mu_);
-    first = next_cold_key_;
-    next_cold_key_ += values.size();
+    number = next_cold_key_++;
   }
-  std::vector<ColdKey> keys;
-  std::vector<ColdStore::Entry> entries;
-  keys.reserve(values.size());  // entries point into it
-  for (size_t i = 0; i < values.size(); ++i) {
-    keys.emplace_back(first + i);
-    entries.push_back({.key = keys.back().view(),
-                       .head = {},
-                       .body = std::as_bytes(std::span(values[i]))});
-  }
-  INFLLM_RETURN_IF_ERROR(cold_->Put(entries));
-  return first;
+  const ColdKey key(number);
+  const ColdStore::Entry entry{
+      .key = key.view(), .head = {}, .body = std::as_bytes(std::span(value))};
+  INFLLM_RETURN_IF_ERROR(cold_->Put({&entry, 1}));
+  return number;
 }
 
 void TieredBlocks::ForgetEntries(std::span<const EntryRun> runs) {

@@ -91,9 +91,10 @@ absl::Status ValidateName(std::string_view name) {
   }
   const auto control = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; };
   if (std::ranges::any_of(name, control)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the name of a context is \"", absl::CHexEscape(absl::string_view(name.data(), name.size())),
-        "\", must have no control characters"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the name of a context is \"",
+                     absl::CHexEscape(absl::string_view(name.data(), name.size())),
+                     "\", must have no control characters"));
   }
   return absl::OkStatus();
 }
@@ -104,9 +105,9 @@ absl::Status Validate(const CommitRequest& request) {
   INFLLM_RETURN_IF_ERROR(CheckField("blocks", request.blocks, 0, INT64_MAX));
   const size_t bytes = request.tokens.size_bytes() + request.state.size();
   if (bytes <= limits::kMaxCheckpointBytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("a commit has ", bytes, " bytes of tokens and state, may have ",
-                   limits::kMaxCheckpointBytes, ": commit a shorter context"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "a commit has ", bytes, " bytes of tokens and state, may have ", limits::kMaxCheckpointBytes,
+      ": commit fewer tokens, or read them with a smaller --n-init and --block-tokens"));
 }
 
 absl::Status Validate(const SelectRequest& request) {

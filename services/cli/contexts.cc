@@ -1,6 +1,8 @@
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -35,21 +37,21 @@ std::string Created(const CommittedContext& context) {
 
 Json ToJson(const CommittedContext& context) {
   const memstore::Geometry& geometry = context.options.geometry;
-  return {{"name", context.name},
-          {"id", memstore::ToString(context.id)},
-          {"tokens", context.tokens},
-          {"blocks_per_layer", context.blocks},
-          {"stored_bytes", context.stored_bytes},
-          {"created", Created(context)},
-          {"base", context.base == memstore::ContextId{} ? Json()
-                                                         : Json(memstore::ToString(context.base))},
-          {"model", absl::StrFormat("%016x%016x", context.options.model.hi,
-                                    context.options.model.lo)},
-          {"recipe", context.options.recipe},
-          {"layers", geometry.layers},
-          {"kv_heads", geometry.kv_heads},
-          {"head_dim", geometry.head_dim},
-          {"dtype", kernels::Name(geometry.dtype)}};
+  return {
+      {"name", context.name},
+      {"id", memstore::ToString(context.id)},
+      {"tokens", context.tokens},
+      {"blocks_per_layer", context.blocks},
+      {"stored_bytes", context.stored_bytes},
+      {"created", Created(context)},
+      {"base",
+       context.base == memstore::ContextId{} ? Json() : Json(memstore::ToString(context.base))},
+      {"model", absl::StrFormat("%016x%016x", context.options.model.hi, context.options.model.lo)},
+      {"recipe", context.options.recipe},
+      {"layers", geometry.layers},
+      {"kv_heads", geometry.kv_heads},
+      {"head_dim", geometry.head_dim},
+      {"dtype", kernels::Name(geometry.dtype)}};
 }
 
 absl::Status PrintJson(const Json& json) {
@@ -64,7 +66,8 @@ absl::Status List(MemoryStore& store, const ContextsFlags& flags) {
     return PrintJson(list);
   }
   if (all.empty()) return StreamOut("no context is committed\n");
-  std::string out = absl::StrFormat("%14s %12s  %-20s  %s\n", "TOKENS", "STORED", "CREATED", "NAME");
+  std::string out =
+      absl::StrFormat("%14s %12s  %-20s  %s\n", "TOKENS", "STORED", "CREATED", "NAME");
   for (const CommittedContext& context : all) {
     absl::StrAppendFormat(&out, "%14s %12s  %-20s  %s\n", WithThousands(context.tokens),
                           FormatByteSize(context.stored_bytes), Created(context), context.name);
@@ -102,8 +105,8 @@ absl::Status Fork(MemoryStore& store, const ContextsFlags& flags) {
 absl::Status Delete(MemoryStore& store, const ContextsFlags& flags) {
   INFLLM_ASSIGN_OR_RETURN(const CommittedContext context, store.FindCommitted("", flags.name));
   INFLLM_RETURN_IF_ERROR(store.Drop(context.id));
-  return StreamOut(absl::StrCat("deleted \"", context.name, "\" (",
-                                WithThousands(context.tokens), " tokens)\n"));
+  return StreamOut(absl::StrCat("deleted \"", context.name, "\" (", WithThousands(context.tokens),
+                                " tokens)\n"));
 }
 
 using Action = absl::Status (*)(MemoryStore&, const ContextsFlags&);
@@ -113,6 +116,10 @@ absl::Status RunContexts(const ContextsFlags& flags, Action action) {
     return absl::InvalidArgumentError(
         "contexts are kept by a memory store: give its --memstore ADDRESS, or its --data-dir DIR "
         "if no daemon has that open");
+  }
+  if (std::error_code error;
+      !flags.data_dir.empty() && !std::filesystem::is_directory(flags.data_dir, error)) {
+    return absl::NotFoundError(absl::StrCat("there is no memory store in ", flags.data_dir));
   }
   const Interrupt interrupt;
   kernels::ThreadPool pool(1);
@@ -133,17 +140,20 @@ Command AddContextsCommand(CLI::App& app) {
   app.require_subcommand(1);
   const auto add = [&](const char* name, const char* help, Action action) {
     CLI::App* const command = app.add_subcommand(name, help);
-    command->add_option("--memstore", flags->memstore, "memory store daemon, host:port or unix:path");
-    command->add_option("--data-dir", flags->data_dir, "directory of a store that no daemon serves");
+    command->add_option("--memstore", flags->memstore,
+                        "memory store daemon, host:port or unix:path");
+    command->add_option("--data-dir", flags->data_dir,
+                        "directory of a store that no daemon serves");
     command->callback([chosen, action] { *chosen = action; });
     return command;
   };
   add("list", "what is committed", &List)->add_flag("--json", flags->json, "print JSON");
   CLI::App* const show = add("show", "what is known of one", &Show);
   show->add_flag("--json", flags->json, "print JSON");
-  CLI::App* const fork = add("fork", "another name for the same, which then goes on by itself", &Fork);
-  CLI::App* const remove = add("delete", "forget one for good; those that share with it keep all",
-                               &Delete);
+  CLI::App* const fork =
+      add("fork", "another name for the same, which then goes on by itself", &Fork);
+  CLI::App* const remove =
+      add("delete", "forget one for good; those that share with it keep all", &Delete);
   for (CLI::App* command : {show, fork, remove}) {
     command->add_option("NAME", flags->name, "the context's")->required();
   }

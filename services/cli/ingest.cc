@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/core/status_macros.h"
+#include "memstore/validate.h"
 #include "services/cli/commands.h"
 #include "services/cli/interrupt.h"
 #include "services/cli/output.h"
@@ -34,30 +35,27 @@ class Ingest {
 
   absl::Status Run(const Interrupt& interrupt) {
     INFLLM_RETURN_IF_ERROR(Begin());
-    if (begin_ == total()) {
-      committed_ = begin_;
-      return absl::OkStatus();
-    }
+    if (begin_ == total()) return absl::OkStatus();
     const auto start = std::chrono::steady_clock::now();
     const absl::Status status = Read(interrupt);
     seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     runtime_.engine->Drop(sequence_);
-    if (status.ok() || committed_ == 0) return status;
+    if (status.ok() || committed_ == 0 || absl::IsAlreadyExists(status)) return status;
     return absl::Status(status.code(),
                         absl::StrCat(status.message(), "\n", WithThousands(committed_),
                                      " tokens are committed; run this again to go on"));
   }
 
   Json Report() const {
-    return {{"context", flags_.context},
-            {"text_tokens", total()},
-            {"resumed_at", begin_},
-            {"commits", commits_},
-            {"load_seconds", runtime_.load_seconds},
-            {"ingest_seconds", seconds_},
-            {"tokens_per_second",
-             seconds_ > 0 ? static_cast<double>(total() - begin_) / seconds_ : 0},
-            {"peak_rss_bytes", PeakRssBytes()}};
+    return {
+        {"context", flags_.context},
+        {"text_tokens", total()},
+        {"resumed_at", begin_},
+        {"commits", commits_},
+        {"load_seconds", runtime_.load_seconds},
+        {"ingest_seconds", seconds_},
+        {"tokens_per_second", seconds_ > 0 ? static_cast<double>(total() - begin_) / seconds_ : 0},
+        {"peak_rss_bytes", PeakRssBytes()}};
   }
 
  private:
@@ -74,24 +72,22 @@ class Ingest {
     INFLLM_RETURN_IF_ERROR(found.status());
     INFLLM_ASSIGN_OR_RETURN(const memstore::Checkpoint checkpoint,
                             runtime_.store->ReadCheckpoint(found->id));
-    const auto [end_of_ours, end_of_its] = std::ranges::mismatch(ids_, checkpoint.tokens);
-    if (end_of_its != checkpoint.tokens.end()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "context \"", flags_.context, "\" holds another text: from token ",
-          end_of_its - checkpoint.tokens.begin(), " of its ", checkpoint.tokens.size(),
-          " on it differs from ", flags_.text, ". Give another --context, or drop it: infllm ",
-          "contexts delete"));
-    }
     replaces_ = found->id;
-    begin_ = found->tokens;
-    if (begin_ == total()) return absl::OkStatus();
+    begin_ = committed_ = found->tokens;
     // As if the text had been read at once: from a whole exec block on.
     const worker::AttentionOptions& attention = runtime_.engine->attention();
-    if (attention.representative == kernels::RepresentativeKind::kBounds) {
+    if (begin_ != total() && attention.representative == kernels::RepresentativeKind::kBounds) {
       begin_ -= begin_ % attention.exec_block;
     }
     INFLLM_ASSIGN_OR_RETURN(sequence_, runtime_.engine->Open(*found, checkpoint.state, begin_));
-    committed_ = begin_;
+    const auto [end_of_ours, end_of_its] = std::ranges::mismatch(ids_, checkpoint.tokens);
+    if (end_of_its != checkpoint.tokens.end()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("context \"", flags_.context, "\" holds another text: from token ",
+                       end_of_its - checkpoint.tokens.begin(), " of its ", checkpoint.tokens.size(),
+                       " on it differs from ", flags_.text,
+                       ". Give another --context, or drop it: infllm ", "contexts delete"));
+    }
     return absl::OkStatus();
   }
 
@@ -147,14 +143,14 @@ absl::Status RunIngest(const IngestFlags& flags) {
         "a context outlives this process in a memory store: give --data-dir DIR, or --memstore "
         "ADDRESS of an infllm-memstore that has one");
   }
+  INFLLM_RETURN_IF_ERROR(memstore::ValidateName(flags.context));
   INFLLM_ASSIGN_OR_RETURN(const std::string text, ReadText(flags.text));
   const Interrupt interrupt;
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime,
                           Runtime::Make(flags.runtime, interrupt.flag()));
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(*runtime->model, flags.runtime.model));
   if (runtime->store == nullptr) {
-    return absl::InvalidArgumentError(
-        "only --policy infllm keeps what it reads in a memory store");
+    return absl::InvalidArgumentError("only --policy infllm keeps what it reads in a memory store");
   }
   Ingest ingest(*runtime, flags, runtime->model->EncodePrompt(text));
   INFLLM_RETURN_IF_ERROR(ingest.Run(interrupt));

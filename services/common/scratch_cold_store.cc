@@ -78,7 +78,7 @@ class OwnedColdStore final : public memstore::ColdStore {
     // Fresh, and readable for us alone: blocks hold what was read.
     if (::mkdir(path.c_str(), 0700) != 0) return Errno(errno, absl::StrCat("cannot make ", path));
     INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<memstore::ColdStore> db,
-                            memstore::OpenRocksDb({.directory = path}));
+                            memstore::OpenRocksDb({.directory = path, .scratch = true}));
     return std::unique_ptr<OwnedColdStore>(
         new OwnedColdStore(path, std::move(lock), std::move(db)));
   }

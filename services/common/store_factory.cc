@@ -14,6 +14,10 @@ namespace infllm::services {
 absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOptions& options,
                                                                  kernels::Backend& backend) {
   if (!options.memstore_target.empty()) {
+    if (!options.data_dir.empty()) {
+      return absl::InvalidArgumentError(
+          "--memstore and --data-dir are both given: the daemon has its own directory");
+    }
     return ConnectRemoteStore(options.memstore_target, {.cancel = options.cancel});
   }
   if (options.ram_bytes <= 0) {
@@ -24,8 +28,7 @@ absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOpti
   if (options.data_dir.empty()) {
     cold = NewScratchColdStore();
   } else {
-    INFLLM_ASSIGN_OR_RETURN(
-        cold, memstore::OpenRocksDb({.directory = options.data_dir, .durable = true}));
+    INFLLM_ASSIGN_OR_RETURN(cold, memstore::OpenRocksDb({.directory = options.data_dir}));
   }
   return memstore::NewInProcessStore({.ram_capacity_bytes = options.ram_bytes}, backend,
                                      std::move(cold));

@@ -14,8 +14,8 @@ namespace {
 
 namespace pb = infllm::v1;
 
-// Between two calls, if the one before has not been answered: much less than any grace.
-constexpr std::chrono::milliseconds kFirstPause{50}, kLongestPause{1000};
+// Between two calls; it doubles while they are not answered, up to a tenth of the grace.
+constexpr std::chrono::milliseconds kFirstPause{20};
 
 }  // namespace
 
@@ -36,7 +36,7 @@ void LeaseHolder::Run() {
   const std::unique_ptr<pb::MemoryStore::Stub> stub = pb::MemoryStore::NewStub(channel_);
   pb::LeaseRequest request;
   request.set_lease(wire::ToProto(lease_));
-  std::chrono::milliseconds pause = kFirstPause;
+  std::chrono::milliseconds pause = kFirstPause, longest = 10 * kFirstPause;
   std::unique_lock lock(mutex_);
   while (!stopping_) {
     grpc::ClientContext context;
@@ -44,12 +44,15 @@ void LeaseHolder::Run() {
     lock.unlock();
     const auto reader = stub->Lease(&context, request);
     pb::LeaseResponse response;
-    while (reader->Read(&response)) pause = kFirstPause;
+    while (reader->Read(&response)) {
+      pause = kFirstPause;
+      longest = std::max(kFirstPause, std::chrono::milliseconds(response.grace_ms() / 10));
+    }
     reader->Finish();  // we call again, whatever it was
     lock.lock();
     call_ = nullptr;
     changed_.wait_for(lock, pause, [&] { return stopping_; });
-    pause = std::min(2 * pause, kLongestPause);
+    pause = std::min(2 * pause, longest);
   }
 }
 

@@ -36,9 +36,9 @@ void LeaseTable::LetGo(const LeaseId& lease) {
 
 void LeaseTable::Add(const LeaseId& lease, const memstore::ContextId& context) {
   const std::lock_guard lock(mutex_);
+  if (!lease_of_.emplace(context, lease).second) return;  // a repeated call
   Lease& of = leases_[lease];
   of.contexts.insert(context);
-  lease_of_[context] = lease;
   if (of.holders > 0 || of.ends != absl::InfiniteFuture()) return;
   of.ends = absl::Now() + grace_;
   changed_.notify_all();
@@ -82,8 +82,8 @@ void LeaseTable::Run() {
     } else if (next == absl::InfiniteFuture()) {
       changed_.wait(lock);
     } else {
-      changed_.wait_for(lock, absl::ToChronoMilliseconds(next - absl::Now()) +
-                                  std::chrono::milliseconds(1));
+      changed_.wait_for(
+          lock, absl::ToChronoMilliseconds(next - absl::Now()) + std::chrono::milliseconds(1));
     }
   }
 }

@@ -33,8 +33,8 @@ class LeaseTable {
   void Hold(const LeaseId& lease);
   void LetGo(const LeaseId& lease);
 
-  // The context belongs to the lease from now on, and no longer to any. A lease need not be held
-  // for that: its grace then begins.
+  // The context belongs to the lease from now on, unless it has one; and no longer to any. A lease
+  // need not be held for that: its grace then begins.
   void Add(const LeaseId& lease, const memstore::ContextId& context);
   void Remove(const memstore::ContextId& context);
 

@@ -69,7 +69,7 @@ void AddFlags(CLI::App& app, Options& options) {
                  "How long contexts that are not committed outlive the client that made them, in "
                  "seconds")
       ->type_name("N")
-      ->check(CLI::Range(1, 86400))
+      ->check(CLI::Range(2, 86400))
       ->capture_default_str();
   app.add_option("--threads", options.threads,
                  "Threads that score blocks; 0: all vCPUs up to two, else one less")
@@ -100,9 +100,9 @@ absl::Status Serve(const Options& options) {
   const std::unique_ptr<kernels::Backend> backend = kernels::NewCpuBackend(pool);
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<memstore::MemoryStore> store,
                           OpenStore(options.store, *backend));
-  INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<MemstoreServer> server,
-                          MemstoreServer::Start(options.listen, *store,
-                                                absl::Seconds(options.lease_seconds)));
+  INFLLM_ASSIGN_OR_RETURN(
+      const std::unique_ptr<MemstoreServer> server,
+      MemstoreServer::Start(options.listen, *store, absl::Seconds(options.lease_seconds)));
   std::cout << "infllm-memstore: listening on " << server->endpoint().ToString() << " (RAM tier "
             << FormatByteSize(options.store.ram_bytes) << ")" << std::endl;
 

@@ -71,7 +71,12 @@ std::invoke_result_t<Call> WithRoom(PinsInFlight::Hold& hold, grpc::ServerContex
 class LeaseCalls {
  public:
   LeaseCalls(absl::Duration grace, memstore::MemoryStore& store)
-      : table_(grace, [&store](const ContextId& context) { store.Drop(context).IgnoreError(); }) {}
+      : table_(grace, [&store](const ContextId& context) {
+          try {
+            store.Drop(context).IgnoreError();
+          } catch (const std::bad_alloc&) {  // it has gone; its entries go with the next one's
+          }
+        }) {}
 
   LeaseTable& table() { return table_; }
 
@@ -79,7 +84,7 @@ class LeaseCalls {
     auto* const call = new Call(*this);
     const absl::StatusOr<ContextId> lease = wire::ContextFromProto("lease", request.lease());
     if (!lease.ok()) {
-      call->Finish(ToGrpcStatus(lease.status()));
+      call->Refuse(lease.status());
     } else {
       call->Hold(*lease);
     }
@@ -105,9 +110,13 @@ class LeaseCalls {
       StartWrite(&response_);
       if (calls_.ended_) End();
     }
-    // Under the lock of `calls_`, at most once gets through.
-    void End() {
-      if (!std::exchange(finished_, true)) Finish(ToGrpcStatus(error::Stopping()));
+    void Refuse(const absl::Status& status) {
+      const std::lock_guard lock(calls_.mutex_);
+      End(status);
+    }
+    // Under the lock of `calls_`; the first one counts.
+    void End(const absl::Status& status = error::Stopping()) {
+      if (!std::exchange(finished_, true)) Finish(ToGrpcStatus(status));
     }
     void OnCancel() override {
       const std::lock_guard lock(calls_.mutex_);
@@ -261,8 +270,7 @@ class MemoryStoreService final : public LeasingService, public Base {
     });
   }
 
-  grpc::Status FindCommitted(grpc::ServerContext* context,
-                             const pb::FindCommittedRequest* request,
+  grpc::Status FindCommitted(grpc::ServerContext* context, const pb::FindCommittedRequest* request,
                              pb::FindCommittedResponse* response) override {
     return Run(context, [&]() -> absl::Status {
       INFLLM_ASSIGN_OR_RETURN(const memstore::CommittedContext found,
@@ -272,8 +280,7 @@ class MemoryStoreService final : public LeasingService, public Base {
     });
   }
 
-  grpc::Status ListCommitted(grpc::ServerContext* context,
-                             const pb::ListCommittedRequest* request,
+  grpc::Status ListCommitted(grpc::ServerContext* context, const pb::ListCommittedRequest* request,
                              grpc::ServerWriter<pb::ListCommittedResponse>* writer) override {
     constexpr int kPerMessage = 1000;
     return Run(context, [&]() -> absl::Status {

@@ -17,7 +17,7 @@ RemoteCalls::RemoteCalls(std::string target, const RemoteStoreOptions& options,
 absl::Status RemoteCalls::ToStatus(std::string_view call, const grpc::Status& status) const {
   switch (status.error_code()) {
     case grpc::StatusCode::DEADLINE_EXCEEDED:
-      return error::StoreTimedOut(target_, call, absl::ToDoubleSeconds(call_timeout_));
+      return error::StoreTimedOut(target_, call, absl::ToDoubleSeconds(TimeoutOf(call)));
     case grpc::StatusCode::CANCELLED:
       if (cancellation_.cancelled()) return error::Cancelled(target_, call);
       [[fallthrough]];  // the server did

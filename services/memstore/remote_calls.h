@@ -49,7 +49,8 @@ class RemoteCalls {
     const auto start = [&](grpc::ClientContext* context, grpc::CompletionQueue* queue) {
       return ((*stub_).*method)(context, request, queue);
     };
-    return ToStatus(name, CallUnary(&cancellation_, absl::Now() + call_timeout_, start, response));
+    return ToStatus(name,
+                    CallUnary(&cancellation_, absl::Now() + TimeoutOf(name), start, response));
   }
 
   // Hands every message of the answer to `accept`; its error ends the call. Messages are read as
@@ -85,6 +86,10 @@ class RemoteCalls {
   }
 
   absl::Status ToStatus(std::string_view call, const grpc::Status& status) const;
+  // A commit may have to write a whole RAM tier, a fork to read all representatives.
+  absl::Duration TimeoutOf(std::string_view call) const {
+    return call == "Commit" || call == "Fork" ? 10 * call_timeout_ : call_timeout_;
+  }
   // What the caller is told when nothing is tried any more.
   absl::Status Settle(std::string_view call, absl::Status status);
 

@@ -284,7 +284,7 @@ class RemoteStoreClient final : public RemoteStore {
     const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
       INFLLM_RETURN_IF_ERROR(
           calls_.CallOnce("FindCommitted", &Stub::AsyncFindCommitted, request, &response));
-      INFLLM_ASSIGN_OR_RETURN(found, calls_.Counted(Committed(response.context())));
+      INFLLM_ASSIGN_OR_RETURN(found, calls_.Counted(Committed(response.context(), tenant)));
       return absl::OkStatus();
     });
     INFLLM_RETURN_IF_ERROR(calls_.Settle("FindCommitted", status));
@@ -302,7 +302,7 @@ class RemoteStoreClient final : public RemoteStore {
           "ListCommitted", list_method_, request,
           [&](pb::ListCommittedResponse& part) -> absl::Status {
             for (const pb::CommittedContext& context : part.contexts()) {
-              INFLLM_ASSIGN_OR_RETURN(memstore::CommittedContext one, Committed(context));
+              INFLLM_ASSIGN_OR_RETURN(memstore::CommittedContext one, Committed(context, tenant));
               all.push_back(std::move(one));
             }
             return absl::OkStatus();
@@ -424,16 +424,19 @@ class RemoteStoreClient final : public RemoteStore {
     return calls_.ToStatus("Drop", CallUnary(nullptr, end, start, &response));
   }
 
-  absl::StatusOr<memstore::CommittedContext> Committed(const pb::CommittedContext& proto) const {
+  absl::StatusOr<memstore::CommittedContext> Committed(const pb::CommittedContext& proto,
+                                                       std::string_view tenant) const {
     if (proto.crc32c() != wire::Checksum(proto)) {
       return error::DamagedAnswer(calls_.target(), {},
                                   "the checksum of a committed context does not fit");
     }
     const absl::StatusOr<memstore::CommittedContext> context = wire::FromProto(proto);
-    if (!context.ok()) {
-      return error::WrongAnswer(calls_.target(), {}, std::string(context.status().message()));
+    const absl::Status valid = context.ok() ? Validate(context->options) : context.status();
+    if (!valid.ok()) return error::WrongAnswer(calls_.target(), {}, std::string(valid.message()));
+    if (context->options.tenant != tenant || context->tokens < 0 || context->published < 0 ||
+        context->blocks < context->published) {
+      return error::WrongAnswer(calls_.target(), {}, "a committed context that cannot be");
     }
-    INFLLM_RETURN_IF_ERROR(Validate(context->options));
     return context;
   }
 

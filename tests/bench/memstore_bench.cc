@@ -126,7 +126,7 @@ void ColdPut(benchmark::State& state) {
   const size_t value_bytes = state.range(0);
   const Pages data(kPutBytes);
   const ::infllm::testing::TempDir dir;
-  const auto store = Check(OpenRocksDb({.directory = dir.file("cold")}));
+  const auto store = Check(OpenRocksDb({.directory = dir.file("cold"), .scratch = true}));
   RawFile raw(dir.file("raw"));
   double raw_seconds = 0, store_seconds = 0;
   uint64_t next_key = 1;
@@ -149,7 +149,7 @@ void ColdGet(benchmark::State& state) {
   const size_t value_bytes = state.range(0);
   const int keys_per_get = static_cast<int>(state.range(1));
   const ::infllm::testing::TempDir dir;
-  const auto store = Check(OpenRocksDb({.directory = dir.file("cold")}));
+  const auto store = Check(OpenRocksDb({.directory = dir.file("cold"), .scratch = true}));
   RawFile raw(dir.file("raw"));
   {
     const Pages data(kPutBytes);

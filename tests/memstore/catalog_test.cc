@@ -57,12 +57,12 @@ using Contents = std::map<std::string, Content>;  // of committed contexts, by n
 absl::Status Grow(MemoryStore& store, const ContextId& id, const Content& from, const Content& to) {
   for (int32_t layer = 0; layer < kGeometry.layers; ++layer) {
     for (int64_t block = from.blocks; block < to.blocks; ++block) {
-      INFLLM_RETURN_IF_ERROR(store.Append(id, layer, block,
-                                          Spans(Payloads(layer, block, 1, to.FlavourOf(block)))));
+      INFLLM_RETURN_IF_ERROR(
+          store.Append(id, layer, block, Spans(Payloads(layer, block, 1, to.FlavourOf(block)))));
     }
     for (int64_t block = from.published; block < to.published; ++block) {
-      INFLLM_RETURN_IF_ERROR(store.Publish(
-          id, layer, block, Representatives(layer, block, 1, to.FlavourOf(block))));
+      INFLLM_RETURN_IF_ERROR(
+          store.Publish(id, layer, block, Representatives(layer, block, 1, to.FlavourOf(block))));
     }
   }
   return absl::OkStatus();
@@ -93,7 +93,8 @@ void ExpectHolds(MemoryStore& store, const ContextId& id, const Content& content
     const std::vector<float> values = Query(layer);
     SelectQuery asked = query;
     asked.query = values;
-    ASSERT_OK_AND_ASSIGN(const auto selections, store.Select({.layer = layer, .queries = {&asked, 1}}));
+    ASSERT_OK_AND_ASSIGN(const auto selections,
+                         store.Select({.layer = layer, .queries = {&asked, 1}}));
     ASSERT_OK(selections[0].status);
     ASSERT_THAT(selections[0].blocks, SizeIs(std::min<int64_t>(2, content.published)));
     for (const SelectedBlock& block : selections[0].blocks) {
@@ -379,7 +380,7 @@ TEST(CatalogTest, RocksDbKeepsWhatWasCommitted) {
   const TempDir dir;
   Contents now, next;
   for (int i = 0; i < 3; ++i) {
-    auto cold = OpenRocksDb({.directory = dir.file("data"), .durable = true});
+    auto cold = OpenRocksDb({.directory = dir.file("data")});
     ASSERT_OK(cold);
     const auto store = OpenOn(*std::move(cold));
     ExpectCommitted(*store, now);

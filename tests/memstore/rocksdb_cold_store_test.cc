@@ -65,6 +65,40 @@ TEST(RocksDbColdStore, ADirectoryInUseIsRefusedByName) {
   EXPECT_OK(OpenRocksDb({.directory = dir.path()}));
 }
 
+// What is damaged is refused, not taken for new.
+TEST(RocksDbColdStore, ADamagedDirectoryIsRefusedAndLeftAlone) {
+  const TempDir dir;
+  const std::string data = dir.file("data"), copy = dir.file("copy");
+  {
+    const auto store = OpenRocksDb({.directory = data});
+    ASSERT_OK(store);
+    ASSERT_OK(PutOne(**store, 1, 4096));
+    const ColdStore::RecordChange change{.key = "a", .value = "record"};
+    ASSERT_OK((*store)->ChangeRecords({&change, 1}));
+    // As a kill leaves it.
+    std::filesystem::copy(data, copy, std::filesystem::copy_options::recursive);
+  }
+  const auto has_all = [](const std::string& directory) {
+    const auto store = OpenRocksDb({.directory = directory});
+    ASSERT_OK(store);
+    EXPECT_OK(GetOne(**store, 1, 4096));
+    EXPECT_EQ((*store)->ReadRecords()->at("a"), "record");
+  };
+  // No byte of any log matters.
+  for (const auto& file : std::filesystem::directory_iterator(copy + "/blocks")) {
+    if (file.path().extension() == ".log") std::filesystem::resize_file(file.path(), 0);
+  }
+  has_all(copy);
+  for (const char* lost : {"/blocks/CURRENT", "/blocks"}) {
+    SCOPED_TRACE(lost);
+    std::filesystem::rename(data + lost, dir.file("lost"));
+    for (int i = 0; i < 2; ++i) EXPECT_FALSE(OpenRocksDb({.directory = data}).ok());
+    std::filesystem::remove_all(data + lost);
+    std::filesystem::rename(dir.file("lost"), data + lost);
+    has_all(data);
+  }
+}
+
 TEST(RocksDbColdStore, FilesOfOthersAreNotTouched) {
   const TempDir dir;
   dir.Write("precious", "bytes");
@@ -83,7 +117,7 @@ TEST(RocksDbColdStore, AFileInPlaceOfTheDirectoryIsRefused) {
 TEST(RocksDbColdStore, ClosingLeavesNoValuesBehind) {
   const TempDir dir;
   {
-    ASSERT_OK_AND_ASSIGN(const auto store, OpenRocksDb({.directory = dir.path()}));
+    ASSERT_OK_AND_ASSIGN(const auto store, OpenRocksDb({.directory = dir.path(), .scratch = true}));
     for (uint64_t i = 0; i < 100; ++i) ASSERT_OK(PutOne(*store, i, 1 << 20));
   }
   uintmax_t bytes = 0;
@@ -97,10 +131,10 @@ TEST(RocksDbColdStore, ClosingLeavesNoValuesBehind) {
 TEST(RocksDbColdStore, ValuesOfAnEarlierProcessAreDropped) {
   const TempDir dir;
   const TempDir copy;
-  ASSERT_OK_AND_ASSIGN(const auto first, OpenRocksDb({.directory = dir.path()}));
+  ASSERT_OK_AND_ASSIGN(const auto first, OpenRocksDb({.directory = dir.path(), .scratch = true}));
   for (uint64_t i = 0; i < 100; ++i) ASSERT_OK(PutOne(*first, i, 1 << 20));
   std::filesystem::copy(dir.path(), copy.path(), std::filesystem::copy_options::recursive);
-  ASSERT_OK_AND_ASSIGN(const auto second, OpenRocksDb({.directory = copy.path()}));
+  ASSERT_OK_AND_ASSIGN(const auto second, OpenRocksDb({.directory = copy.path(), .scratch = true}));
   for (uint64_t i = 0; i < 100; ++i) {
     ASSERT_THAT(GetOne(*second, i, 1 << 20), StatusIs(absl::StatusCode::kNotFound));
   }

@@ -99,7 +99,7 @@ TEST_F(ContextsCliTest, ALongerTextGoesOnWhereTheContextEnds) {
 TEST_F(ContextsCliTest, ContextsAreListedShownForkedAndDeleted) {
   const std::string text = dir_.Write("text", StoryText(20));
   const Arguments store = {"--data-dir", dir_.file("data")};
-  EXPECT_THAT(Contexts({"list"}, store).out, HasSubstr("no context is committed"));
+  EXPECT_THAT(Contexts({"list"}, store).err, HasSubstr("no memory store in "));
   ASSERT_EQ(Run(Ingest(store, "a", text)).status, 0);
   EXPECT_EQ(Contexts({"fork", "a", "b c"}, store).status, 0);
   EXPECT_THAT(Contexts({"list"}, store).out,
@@ -135,6 +135,8 @@ TEST_F(ContextsCliTest, WhatCannotBeIsExplained) {
   };
   const Arguments store = {"--data-dir", dir_.file("data")};
   fails(Ingest({}, "a", text), "--data-dir");
+  fails(Ingest(store, "a\nb", text), "control characters");
+  fails(Ingest(Plus(store, {"--memstore", "unix:/nowhere"}), "a", text), "both given");
   fails(Plus(Ingest(store, "a", text), {"--policy", "lm-infinite"}), "infllm");
   fails({"contexts", "list"}, "--memstore");
   const Arguments ask = With({"ask", "--model", kModel, "--question", "x"});
@@ -150,6 +152,7 @@ TEST_F(ContextsCliTest, WhatCannotBeIsExplained) {
   const Arguments open = Plus(Plus(ask, {"--context", "a"}), store);
   fails(replaced(open, "--top-k=4", "--top-k=3"), "top-k=4");
   fails(replaced(open, "--dtype=f32", "--dtype=bf16"), "dtype");
+  fails(replaced(Ingest(store, "a", text), "--top-k=4", "--top-k=3"), "top-k=4");
 
   const std::string endpoint = "unix:" + dir_.file("store");
   Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint});

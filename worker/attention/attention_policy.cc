@@ -130,8 +130,8 @@ AttentionPolicy::AttentionPolicy(const ModelConfig& model, const AttentionOption
                                            *environment.store, arena_);
   publisher_ = std::make_unique<Publisher>(model_, options_, page_, backend_, stream_,
                                            *environment.pool, arena_);
-  checkpointer_ = std::make_unique<Checkpointer>(model_, options_, page_, rope_, backend_, stream_,
-                                                 arena_);
+  checkpointer_ =
+      std::make_unique<Checkpointer>(model_, options_, page_, rope_, backend_, stream_, arena_);
 }
 
 AttentionPolicy::~AttentionPolicy() = default;
@@ -171,8 +171,7 @@ memstore::ContextOptions AttentionPolicy::StoreOptions() const {
 
 absl::StatusOr<std::unique_ptr<FarMemory>> AttentionPolicy::NewFarMemory() {
   INFLLM_ASSIGN_OR_RETURN(std::vector<PageNumber> slots, TakeCacheSlots());
-  auto far =
-      std::make_unique<FarMemory>(*environment_.store, memstore::NewContextId(), arena_);
+  auto far = std::make_unique<FarMemory>(*environment_.store, memstore::NewContextId(), arena_);
   far->cache_pages = slots;
   far->mass_arena = mass_arena_.get();
   for (int64_t i = 0; i < model_.layers; ++i) {
@@ -253,6 +252,15 @@ absl::Status AttentionPolicy::CheckOpen(const memstore::CommittedContext& commit
   if (committed.options.geometry != own.geometry) {
     return differs("with keys and values of another shape or dtype");
   }
+  const int64_t blocks =
+      std::max<int64_t>(committed.tokens - rules_.sink_tokens, 0) / rules_.page_tokens;
+  const int64_t published =
+      UsesMass(options_) ? SelectableBlocks(options_, committed.tokens) : blocks;
+  if (committed.tokens < 0 || committed.blocks != blocks || committed.published != published) {
+    return absl::DataLossError(absl::StrCat(
+        "context \"", committed.name, "\" has ", committed.blocks, " blocks, ", committed.published,
+        " of them published; ", committed.tokens, " tokens have ", blocks, " and ", published));
+  }
   if (position == committed.tokens) return absl::OkStatus();
   if (position < 0 || position > committed.tokens || position % options_.exec_block != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -273,18 +281,20 @@ absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Open(
       AttentionState{.window = KvWindow(arena_, rules_.sink_tokens, rules_.page_tokens)});
   INFLLM_ASSIGN_OR_RETURN(state->far, NewFarMemory());
   FarMemory& far = *state->far;
-  far.stored_blocks =
-      std::max<int64_t>(position - rules_.sink_tokens, 0) / rules_.page_tokens;
+  far.stored_blocks = std::max<int64_t>(position - rules_.sink_tokens, 0) / rules_.page_tokens;
   far.published_blocks = std::min(committed.published, far.stored_blocks);
-  INFLLM_RETURN_IF_ERROR(
-      environment_.store->Fork(committed.id, far.context, far.stored_blocks));
+  INFLLM_RETURN_IF_ERROR(environment_.store->Fork(committed.id, far.context, far.stored_blocks));
   {
     KvWindow needed(arena_, rules_.sink_tokens, rules_.page_tokens);
     needed.SkipPages(SelectableBlocks(options_, position));
     const int64_t pages = needed.PagesFor(position);
     if (pages > arena_.free_pages()) return NoRoom("the window of a context", pages, arena_);
-    if (mass_arena_ != nullptr && pages > mass_arena_->free_pages()) {
-      return NoRoom("the scores of a context's window", pages, *mass_arena_);
+  }
+  if (mass_arena_ != nullptr) {
+    const int64_t masses =
+        MassPagesFor(*state, position, rules_.page_tokens) - SelectableBlocks(options_, position);
+    if (masses > mass_arena_->free_pages()) {
+      return NoRoom("the scores of a context's window", masses, *mass_arena_);
     }
   }
   INFLLM_RETURN_IF_ERROR(checkpointer_->Restore(saved, committed, position, *state));
