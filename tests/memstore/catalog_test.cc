@@ -262,6 +262,56 @@ TEST(CatalogTest, AProcessThatDiesWhileItCleansUpLosesNothing) {
   }
 }
 
+// A change that fails may be on the disk nonetheless. Whatever becomes of the process and of the
+// context that was to be committed, one of the two is there, whole.
+TEST(CatalogTest, AChangeInDoubtLosesNeither) {
+  const Content first{.blocks = 4, .published = 3}, second{.blocks = 7, .published = 7};
+  for (const bool whole : {false, true}) {
+    for (const bool again : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << whole << again);
+      const auto disk = std::make_shared<FakeDisk>();
+      Contents one_of[2] = {{{"a", first}}, {{"a", second}}};
+      {
+        const auto store = OpenOn(FakeDisk::Open(disk));
+        const ContextId id = NewContextId();
+        ASSERT_OK(store->Create(id, Options()));
+        ASSERT_OK(Grow(*store, id, {}, first));
+        ASSERT_OK_AND_ASSIGN(const ContextId committed, CommitAs(*store, id, first, "a"));
+        ASSERT_OK(Grow(*store, id, first, second));
+        disk->FailNextChange(whole);
+        EXPECT_THAT(CommitAs(*store, id, second, "a", committed),
+                    StatusIs(absl::StatusCode::kUnavailable));
+        ExpectCommitted(*store, one_of[0]);
+        if (again) {
+          ASSERT_OK(CommitAs(*store, id, second, "a", committed));
+          ExpectCommitted(*store, one_of[1]);
+        }
+        ASSERT_OK(store->Drop(id));
+        EXPECT_THAT(disk->records(), SizeIs(1));
+      }
+      disk->Restart(5);
+      const auto store = OpenOn(FakeDisk::Open(disk));
+      ExpectCommitted(*store, one_of[whole || again ? 1 : 0]);
+      ExpectNoOrphans(*disk);
+    }
+  }
+}
+
+TEST(CatalogTest, AContextForkedWithUnevenLayersIsRefused) {
+  const auto disk = std::make_shared<FakeDisk>();
+  const auto store = OpenOn(FakeDisk::Open(disk));
+  const ContextId id = NewContextId(), fork = NewContextId();
+  ASSERT_OK(store->Create(id, Options()));
+  ASSERT_OK(store->Append(id, 0, 0, Spans(Payloads(0, 0))));
+  ASSERT_OK(store->Fork(id, fork));
+  ASSERT_OK(store->Append(fork, 1, 0, Spans(Payloads(1, 0))));
+  EXPECT_THAT(CommitAs(*store, fork, {.blocks = 1}, "a"),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("forked")));
+  ASSERT_OK(store->Drop(fork));
+  ASSERT_OK(store->Drop(id));
+  EXPECT_THAT(disk->entries(), IsEmpty()) << "nothing was left of the attempt";
+}
+
 // Right bytes or an error, whichever entry is damaged.
 TEST(CatalogTest, DamageIsNeverServed) {
   const auto disk = std::make_shared<FakeDisk>();

@@ -59,6 +59,8 @@ class FakeDisk::Store final : public ColdStore {
     const std::lock_guard lock(disk_->mu_);
     const Fate fate = disk_->NextWrite();
     if (fate == Fate::kDead || fate == Fate::kHalf) return Dead();
+    const bool fails = std::exchange(disk_->fail_change_, false);
+    if (fails && !disk_->whole_) return Failed();
     for (const RecordChange& change : changes) {
       if (change.value.has_value()) {
         disk_->records_[change.key] = *change.value;
@@ -67,6 +69,7 @@ class FakeDisk::Store final : public ColdStore {
         disk_->records_.erase(change.key);
       }
     }
+    if (fails) return Failed();
     return fate == Fate::kLives ? absl::OkStatus() : Dead();
   }
 
@@ -89,6 +92,7 @@ class FakeDisk::Store final : public ColdStore {
   }
 
  private:
+  static absl::Status Failed() { return absl::UnavailableError("the disk has failed"); }
   static absl::Status Dead() { return absl::UnavailableError("the process is dead"); }
   const std::shared_ptr<FakeDisk> disk_;
 };
@@ -108,6 +112,12 @@ FakeDisk::Fate FakeDisk::NextWrite() {
 void FakeDisk::DieAt(int64_t write, bool whole) {
   const std::lock_guard lock(mu_);
   writes_left_ = write;
+  whole_ = whole;
+}
+
+void FakeDisk::FailNextChange(bool whole) {
+  const std::lock_guard lock(mu_);
+  fail_change_ = true;
   whole_ = whole;
 }
 

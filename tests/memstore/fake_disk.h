@@ -21,6 +21,9 @@ class FakeDisk {
   // after it fail. Half of it still gets to the disk, or all.
   void DieAt(int64_t write, bool whole);
   bool died() const;
+  // The next change of records fails, and the process lives; yet all of it gets to the disk, or
+  // nothing.
+  void FailNextChange(bool whole);
   // The next process: of what was written or deleted since the last record was changed, each entry
   // is there or not, by the seed.
   void Restart(uint64_t seed);
@@ -43,6 +46,7 @@ class FakeDisk {
   int64_t writes_left_ = -1;  // -1: it does not die
   bool whole_ = false;
   bool dead_ = false;
+  bool fail_change_ = false;
 };
 
 }  // namespace infllm::memstore

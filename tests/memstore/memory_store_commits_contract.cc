@@ -55,8 +55,7 @@ namespace {
 TEST_P(MemoryStoreContract, ACommitNeedsADisk) {
   Remake(/*ram_blocks=*/1000, nullptr);
   const ContextId id = WithBlocks(1, 1);
-  const auto none =
-      StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("--data-dir"));
+  const auto none = StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("--data-dir"));
   EXPECT_THAT(store_->Commit(RequestOf(id, 1, "a")), none);
   EXPECT_THAT(store_->FindCommitted("tenant", "a"), none);
   EXPECT_THAT(store_->ListCommitted("tenant"), none);
@@ -104,8 +103,7 @@ TEST_P(MemoryStoreContract, ACommitIsReadLikeAnyOtherAndNeverChanges) {
   ASSERT_OK_AND_ASSIGN(const Selection all,
                        Select(0, {.context = request.id, .query = Query(0), .k = 9}));
   EXPECT_THAT(Indices(all), ElementsAre(0, 1, 2));
-  const auto committed =
-      StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("is committed"));
+  const auto committed = StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("is committed"));
   EXPECT_THAT(Append(request.id, 0, 5, 1), committed);
   EXPECT_THAT(Publish(request.id, 0, 3, 1), committed);
   const ContextId fork = Forked(request.id);
@@ -183,6 +181,9 @@ TEST_P(MemoryStoreContract, AnIdOfACommitIsTaken) {
   const auto exists = StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("committed"));
   EXPECT_THAT(store_->Create(request.id, Options()), exists);
   EXPECT_THAT(store_->Fork(id, request.id), exists);
+  CommitRequest own = RequestOf(id, 1, "b");
+  own.id = id;
+  EXPECT_THAT(store_->Commit(own), StatusIs(absl::StatusCode::kAlreadyExists));
 }
 
 TEST_P(MemoryStoreContract, ForksCommitApartAndShare) {

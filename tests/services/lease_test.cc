@@ -1,4 +1,9 @@
 // Contexts go with the client that made them.
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -8,6 +13,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "infllm/v1/memory_store.grpc.pb.h"
 #include "memstore/in_process_store.h"
 #include "services/memstore/lease_table.h"
 #include "services/memstore/remote_store.h"
@@ -103,6 +109,27 @@ TEST(LeaseTest, AClientThatHasGoneLeavesNothing) {
   EXPECT_OK(first->Describe(kept));
   first.reset();
   AwaitContexts(*store, 0);
+}
+
+TEST(LeaseTest, AWrongLeaseIsRefused) {
+  const TempDir dir;
+  const auto store = memstore::NewInProcessStore({}, memstore::TestBackend(), nullptr).value();
+  ASSERT_OK_AND_ASSIGN(const auto server, MemstoreServer::Start({.path = dir.file("s")}, *store));
+  const auto stub = infllm::v1::MemoryStore::NewStub(
+      grpc::CreateChannel(server->endpoint().ToString(), grpc::InsecureChannelCredentials()));
+  for (int i = 0; i < 20; ++i) {
+    grpc::ClientContext call;
+    infllm::v1::LeaseRequest request;
+    request.set_lease("short");
+    const auto reader = stub->Lease(&call, request);
+    if (i % 2 == 0) call.TryCancel();  // whichever comes first
+    infllm::v1::LeaseResponse response;
+    EXPECT_FALSE(reader->Read(&response));
+    const grpc::Status status = reader->Finish();
+    if (i % 2 == 1) {
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    }
+  }
 }
 
 }  // namespace

@@ -58,14 +58,11 @@ class ResumeTest : public ::testing::TestWithParam<Kind> {
 };
 INSTANTIATE_TEST_SUITE_P(
     Kinds, ResumeTest,
-    ::testing::Values(Kind{kernels::RepresentativeKind::kBounds, kernels::Scoring::kMean,
-                           DType::kF32},
-                      Kind{kernels::RepresentativeKind::kBounds, kernels::Scoring::kHeadVote,
-                           DType::kBF16},
-                      Kind{kernels::RepresentativeKind::kMeanKey, kernels::Scoring::kMean,
-                           DType::kF32},
-                      Kind{kernels::RepresentativeKind::kMeanKey, kernels::Scoring::kMean,
-                           DType::kBF16}));
+    ::testing::Values(
+        Kind{kernels::RepresentativeKind::kBounds, kernels::Scoring::kMean, DType::kF32},
+        Kind{kernels::RepresentativeKind::kBounds, kernels::Scoring::kHeadVote, DType::kBF16},
+        Kind{kernels::RepresentativeKind::kMeanKey, kernels::Scoring::kMean, DType::kF32},
+        Kind{kernels::RepresentativeKind::kMeanKey, kernels::Scoring::kMean, DType::kBF16}));
 
 // In the sinks, with and without a page that grows, before and after the window is full.
 TEST_P(ResumeTest, AnyEndOfAContextChangesNoBit) {
@@ -80,7 +77,8 @@ TEST_P(ResumeTest, AnyEndOfAContextChangesNoBit) {
       ASSERT_OK(world.engine->Commit(sequence, name, {}, Part(0, end)));
       expected = world.ReadAll(sequence, Part(end, end + 80), 16);
     }
-    for (const auto& [remote, deferring] : {std::pair{false, false}, {true, false}, {false, true}}) {
+    for (const auto& [remote, deferring] :
+         {std::pair{false, false}, {true, false}, {false, true}}) {
       EngineWorld world = World(remote, deferring);
       EXPECT_EQ(GoOn(world, name, end, Part(end, end + 80)), expected)
           << (remote ? "remote" : "in process") << (deferring ? ", on a device" : "");
@@ -107,8 +105,7 @@ TEST_P(ResumeTest, FromCommitToCommitLikeAtOnce) {
       ASSERT_OK_AND_ASSIGN(sequence, world.engine->Open(found, checkpoint.state, done));
     }
     world.ReadAll(sequence, Part(done, end), 16);
-    ASSERT_OK_AND_ASSIGN(replaces,
-                         world.engine->Commit(sequence, "a", replaces, Part(0, end)));
+    ASSERT_OK_AND_ASSIGN(replaces, world.engine->Commit(sequence, "a", replaces, Part(0, end)));
     done = end;
   }
   EngineWorld world = World();
@@ -180,6 +177,16 @@ TEST_P(ResumeTest, WhatDoesNotFitIsRefused) {
   other = found;
   other.options.geometry.layers += 1;
   refused(other, "another shape");
+  for (const int64_t wrong : {-1, 1}) {
+    other = found;
+    other.blocks += wrong;
+    EXPECT_THAT(world.engine->Open(other, checkpoint.state, 100),
+                StatusIs(absl::StatusCode::kDataLoss));
+    other = found;
+    other.published += wrong;
+    EXPECT_THAT(world.engine->Open(other, checkpoint.state, 100),
+                StatusIs(absl::StatusCode::kDataLoss));
+  }
   // Whatever the bytes of the checkpoint are.
   const std::span<const std::byte> state = checkpoint.state;
   const auto damaged = StatusIs(absl::StatusCode::kDataLoss, HasSubstr("\"a\""));
