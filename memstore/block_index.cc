@@ -110,8 +110,8 @@ BlockIndex BlockIndex::Fork(int64_t blocks) const {
   fork.size_ = blocks;
   fork.extents_.resize(blocks == 0 ? 0 : ExtentOf(blocks - 1) + 1);
   if (blocks > 0) fork.extents_.back().blocks = blocks - fork.extents_.back().first;
-  fork.chunks_ = std::make_shared<const Chunks>(chunks_->begin(),
-                                                chunks_->begin() + fork.extents_.size());
+  fork.chunks_ =
+      std::make_shared<const Chunks>(chunks_->begin(), chunks_->begin() + fork.extents_.size());
   return fork;
 }
 
