@@ -372,20 +372,20 @@ absl::Status Catalog::Commit(const CommitRequest& request, Context& context) {
 // kept until another change has taken it back.
 absl::Status Catalog::ChangeRecords(std::vector<ColdStore::RecordChange> changes,
                                     std::initializer_list<EntryPtr> in_doubt) {
+  std::vector<ColdStore::RecordChange> all;  // what is taken back first: it may be tried again
   for (const EntryPtr& entry : in_doubt_) {
-    if (!Has(entry->info.id)) changes.push_back({.key = RecordKey(entry->info.id), .value = {}});
+    if (!Has(entry->info.id)) all.push_back({.key = RecordKey(entry->info.id), .value = {}});
   }
+  std::ranges::move(changes, std::back_inserter(all));
   in_doubt_.reserve(in_doubt_.size() + in_doubt.size());
-  INFLLM_RETURN_IF_ERROR([&] {
-    absl::Status status = tiers_->cold()->ChangeRecords(changes);
-    if (!status.ok()) {
-      std::ranges::copy_if(in_doubt, std::back_inserter(in_doubt_),
-                           [](const EntryPtr& entry) { return entry != nullptr; });
-    }
-    return status;
-  }());
-  in_doubt_.clear();
-  return absl::OkStatus();
+  absl::Status status = tiers_->cold()->ChangeRecords(all);
+  if (status.ok()) {
+    in_doubt_.clear();
+  } else {
+    std::ranges::copy_if(in_doubt, std::back_inserter(in_doubt_),
+                         [](const EntryPtr& entry) { return entry != nullptr; });
+  }
+  return status;
 }
 
 absl::StatusOr<std::shared_ptr<const CommittedPart>> Catalog::WriteNumbers(const ContextId& maker,

@@ -69,8 +69,8 @@ absl::Status Grow(MemoryStore& store, const ContextId& id, const Content& from, 
 }
 
 absl::StatusOr<ContextId> CommitAs(MemoryStore& store, const ContextId& id, const Content& content,
-                                   const std::string& name, const ContextId& replaces = {}) {
-  const ContextId committed = NewContextId();
+                                   const std::string& name, const ContextId& replaces = {},
+                                   const ContextId& committed = NewContextId()) {
   INFLLM_RETURN_IF_ERROR(store.Commit({.context = id,
                                        .id = committed,
                                        .name = name,
@@ -267,8 +267,8 @@ TEST(CatalogTest, AProcessThatDiesWhileItCleansUpLosesNothing) {
 TEST(CatalogTest, AChangeInDoubtLosesNeither) {
   const Content first{.blocks = 4, .published = 3}, second{.blocks = 7, .published = 7};
   for (const bool whole : {false, true}) {
-    for (const bool again : {false, true}) {
-      SCOPED_TRACE(::testing::Message() << whole << again);
+    for (const auto& [again, same] : {std::pair{false, false}, {true, false}, {true, true}}) {
+      SCOPED_TRACE(::testing::Message() << whole << again << same);
       const auto disk = std::make_shared<FakeDisk>();
       Contents one_of[2] = {{{"a", first}}, {{"a", second}}};
       {
@@ -278,12 +278,13 @@ TEST(CatalogTest, AChangeInDoubtLosesNeither) {
         ASSERT_OK(Grow(*store, id, {}, first));
         ASSERT_OK_AND_ASSIGN(const ContextId committed, CommitAs(*store, id, first, "a"));
         ASSERT_OK(Grow(*store, id, first, second));
+        const ContextId next = NewContextId();
         disk->FailNextChange(whole);
-        EXPECT_THAT(CommitAs(*store, id, second, "a", committed),
+        EXPECT_THAT(CommitAs(*store, id, second, "a", committed, next),
                     StatusIs(absl::StatusCode::kUnavailable));
         ExpectCommitted(*store, one_of[0]);
-        if (again) {
-          ASSERT_OK(CommitAs(*store, id, second, "a", committed));
+        if (again) {  // the same, or as another
+          ASSERT_OK(CommitAs(*store, id, second, "a", committed, same ? next : NewContextId()));
           ExpectCommitted(*store, one_of[1]);
         }
         ASSERT_OK(store->Drop(id));
