@@ -57,7 +57,7 @@ struct Context {
   std::shared_ptr<const BlockOwner> owner;  // shared with the blocks appended here
   std::optional<ContextId> parent;          // that it was forked from
   std::vector<std::unique_ptr<Layer>> layers;
-  const bool committed = false;             // it never changes
+  const bool committed = false;  // it never changes
 
   // What commits of it can use of earlier ones.
   std::mutex mu;

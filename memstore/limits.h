@@ -7,9 +7,9 @@
 
 namespace infllm::memstore::limits {
 
-inline constexpr size_t kMaxTenantBytes = 256;        // stored whole in every block's header
-inline constexpr size_t kMaxRecipeBytes = 1024;       // a line of options
-inline constexpr size_t kMaxNameBytes = 256;          // of a committed context
+inline constexpr size_t kMaxTenantBytes = 256;   // stored whole in every block's header
+inline constexpr size_t kMaxRecipeBytes = 1024;  // a line of options
+inline constexpr size_t kMaxNameBytes = 256;     // of a committed context
 // Of a commit: its tokens and its state together. 16M tokens, or the scores of a window.
 inline constexpr size_t kMaxCheckpointBytes = 64 << 20;
 inline constexpr int64_t kMaxContexts = 65536;        // a context without blocks is a few KB

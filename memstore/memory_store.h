@@ -27,8 +27,8 @@ struct ContextOptions {
   friend bool operator==(const ContextOptions&, const ContextOptions&) = default;
 };
 
-// A context as it was when it was committed. It never changes and outlives every process; it is read
-// and forked like any other, until it is dropped.
+// A context as it was when it was committed. It never changes and outlives every process; it is
+// read and forked like any other, until it is dropped.
 struct CommittedContext {
   ContextId id;
   std::string name;  // one of a tenant's; 1 to limits::kMaxNameBytes bytes, no control characters

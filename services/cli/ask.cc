@@ -79,8 +79,7 @@ absl::StatusOr<Reading> Open(Runtime& runtime, const AskFlags& flags, std::strin
   Reading reading{.tokens = context.tokens};
   INFLLM_ASSIGN_OR_RETURN(reading.sequence,
                           runtime.engine->Open(context, checkpoint.state, context.tokens));
-  reading.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  reading.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::span<const int32_t> tokens = checkpoint.tokens;
   tail = runtime.model->tokenizer->Decode(tokens.last(std::min(tokens.size(), kTailTokens)));
   if (!flags.runtime.json) {
@@ -279,13 +278,13 @@ class Interview {
 // `attention`: of the reading and the answers.
 absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Reading& reading,
                             const worker::AttentionStats& attention) {
-  Json report = {
-      {"policy", worker::Name(flags.runtime.attention.policy)},
-      {"text_tokens", reading.tokens},
-      {"load_seconds", runtime.load_seconds}};
+  Json report = {{"policy", worker::Name(flags.runtime.attention.policy)},
+                 {"text_tokens", reading.tokens},
+                 {"load_seconds", runtime.load_seconds}};
   if (flags.context.empty()) {
     report["ingest_seconds"] = reading.seconds;
-    report["tokens_per_second"] = reading.seconds > 0 ? double(reading.tokens) / reading.seconds : 0;
+    report["tokens_per_second"] =
+        reading.seconds > 0 ? double(reading.tokens) / reading.seconds : 0;
   } else {
     report["context"] = flags.context;
     report["open_seconds"] = reading.seconds;
@@ -311,8 +310,7 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Readi
 void PrintReport(const Json& report) {
   const std::string tokens = WithThousands(report["text_tokens"].get<int64_t>());
   if (report.contains("context")) {
-    absl::PrintF("\nopened    %s tokens in %.2f s\n", tokens,
-                 report["open_seconds"].get<double>());
+    absl::PrintF("\nopened    %s tokens in %.2f s\n", tokens, report["open_seconds"].get<double>());
   } else {
     absl::PrintF("\nread      %s tokens in %s: %s tokens/s\n", tokens,
                  HumanSeconds(report["ingest_seconds"].get<double>()),

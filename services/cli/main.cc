@@ -55,7 +55,8 @@ int main(int argc, char** argv) {
       CLI::App* command = app.add_subcommand(name, help);
       made.emplace_back(command, make(*command));
     };
-    add("ask", "read a text once, or open a context, and answer questions about it", &AddAskCommand);
+    add("ask", "read a text once, or open a context, and answer questions about it",
+        &AddAskCommand);
     add("contexts", "what memory stores have committed: list, show, fork, delete",
         &AddContextsCommand);
     add("eval", "measure what is recalled from long texts, policy by policy", &AddEvalCommand);

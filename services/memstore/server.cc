@@ -40,8 +40,9 @@ struct MemstoreServer::Impl {
   std::unique_ptr<grpc::Server> server;
 };
 
-absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
-    const Endpoint& listen, memstore::MemoryStore& store, absl::Duration lease_grace) {
+absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(const Endpoint& listen,
+                                                                      memstore::MemoryStore& store,
+                                                                      absl::Duration lease_grace) {
   INFLLM_RETURN_IF_ERROR(PrepareToListen(listen));
   KeepGrpcInitialized();
   grpc::EnableDefaultHealthCheckService(true);

@@ -116,7 +116,8 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   command
       .add_option(
           "--data-dir", flags.data_dir,
-          "directory of the memory store: committed contexts, which outlive the process, and blocks "
+          "directory of the memory store: committed contexts, which outlive the process, and "
+          "blocks "
           "that RAM has no room for; default: nothing is committed, and blocks go to a fresh "
           "directory below $TMPDIR or /var/tmp (in process only)")
       ->group("Memory store");

@@ -91,7 +91,8 @@ class Bench {
     INFLLM_RETURN_IF_ERROR(WriteRandomModel(flags_.model, directory.path()));
     INFLLM_ASSIGN_OR_RETURN(
         model_, worker::LoadModel(directory.path(), backend_, backend_.preferred_dtype()));
-    store_ = memstore::NewInProcessStore({.ram_capacity_bytes = flags_.ram_bytes}, *cpu_, nullptr).value();
+    store_ = memstore::NewInProcessStore({.ram_capacity_bytes = flags_.ram_bytes}, *cpu_, nullptr)
+                 .value();
     INFLLM_ASSIGN_OR_RETURN(engine_, Engine::New(*model_, backend_, pool_, store_.get(),
                                                  {.attention = flags_.attention,
                                                   .kv_dtype = backend_.preferred_dtype(),

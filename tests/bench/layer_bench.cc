@@ -114,7 +114,8 @@ class LayerBench {
     // All whole pages of the context have been stored.
     const int64_t blocks = (context - options.n_init) / options.block_tokens;
     const auto store =
-        memstore::NewInProcessStore({.ram_capacity_bytes = 4 * kPayloadBytes}, *cpu_, nullptr).value();
+        memstore::NewInProcessStore({.ram_capacity_bytes = 4 * kPayloadBytes}, *cpu_, nullptr)
+            .value();
     PlacedStore placed(*store, geometry, blocks, kPayloadBytes / payload_bytes);
     INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<worker::AttentionPolicy> policy,
                             worker::AttentionPolicy::New(flags_.model, options,

@@ -54,7 +54,8 @@ class Fixture {
         pool_(),
         backend_(kernels::NewCpuBackend(pool_)),
         store_(memstore::NewInProcessStore({.ram_capacity_bytes = int64_t{1} << 30}, *backend_,
-                                           nullptr).value()),
+                                           nullptr)
+                   .value()),
         socket_((std::filesystem::temp_directory_path() /
                  ("infllm-bench-" + std::to_string(::getpid()) + "-" + std::to_string(block_kib)))
                     .string()) {

@@ -138,7 +138,8 @@ class Client {
 
   const std::unique_ptr<kernels::Backend> backend_ = kernels::NewReferenceBackend();
   const std::unique_ptr<memstore::MemoryStore> store_ =
-      memstore::NewInProcessStore({.ram_capacity_bytes = 2 * kRamBytes}, *backend_, nullptr).value();
+      memstore::NewInProcessStore({.ram_capacity_bytes = 2 * kRamBytes}, *backend_, nullptr)
+          .value();
   std::optional<ContextId> id_;
   Geometry geometry_;
   int64_t blocks_ = 0;              // stored in each layer

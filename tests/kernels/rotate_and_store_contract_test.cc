@@ -199,11 +199,8 @@ TEST_P(RotateAndStoreContract, IsLikeTheReferenceAcrossPages) {
 // A page is made again, bit for bit, from the keys and values of its record.
 TEST_P(RotateAndStoreContract, ARecordAloneGivesThePageBack) {
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
-    const PageShape page = {.kv_heads = 2,
-                            .head_dim = 24,
-                            .page_tokens = 8,
-                            .dtype = dtype,
-                            .rotated_behind = true};
+    const PageShape page = {
+        .kv_heads = 2, .head_dim = 24, .page_tokens = 8, .dtype = dtype, .rotated_behind = true};
     Problem problem = Random(page, 2, 8, 0, /*far=*/false);
     const Result first = Run(*backend_, problem);
     const std::vector<float> kept = ToFloats(first.pages[0], dtype);

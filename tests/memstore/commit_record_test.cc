@@ -106,19 +106,17 @@ TEST(ChunkTest, IsOfItsPlaceAlone) {
     EXPECT_THAT(DecodeChunk(place, bytes), damaged) << i;
     EXPECT_THAT(DecodeChunk(place, chunk.substr(0, i)), damaged) << i;
   }
-  for (const ChunkPlace& other :
-       {ChunkPlace{ChunkKind::kCheckpoint, place.maker, 3, 4},
-        ChunkPlace{ChunkKind::kNumbers, {.hi = 1, .lo = 3}, 3, 4},
-        ChunkPlace{ChunkKind::kNumbers, place.maker, 2, 4},
-        ChunkPlace{ChunkKind::kNumbers, place.maker, 3, 5}}) {
+  for (const ChunkPlace& other : {ChunkPlace{ChunkKind::kCheckpoint, place.maker, 3, 4},
+                                  ChunkPlace{ChunkKind::kNumbers, {.hi = 1, .lo = 3}, 3, 4},
+                                  ChunkPlace{ChunkKind::kNumbers, place.maker, 2, 4},
+                                  ChunkPlace{ChunkKind::kNumbers, place.maker, 3, 5}}) {
     EXPECT_THAT(DecodeChunk(other, chunk), damaged);
   }
 }
 
 TEST(ToRunsTest, SortsAndMerges) {
   EXPECT_THAT(ToRuns({}), ::testing::IsEmpty());
-  EXPECT_THAT(ToRuns({7, 3, 4, 9, 5}),
-              ElementsAre(EntryRun{3, 3}, EntryRun{7, 1}, EntryRun{9, 1}));
+  EXPECT_THAT(ToRuns({7, 3, 4, 9, 5}), ElementsAre(EntryRun{3, 3}, EntryRun{7, 1}, EntryRun{9, 1}));
 }
 
 }  // namespace

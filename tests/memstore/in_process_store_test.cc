@@ -30,12 +30,14 @@ using ::testing::Le;
 
 std::unique_ptr<MemoryStore> Make(StoreSetup setup) {
   return NewInProcessStore({.ram_capacity_bytes = setup.ram_capacity_bytes}, TestBackend(),
-                           std::move(setup.cold)).value();
+                           std::move(setup.cold))
+      .value();
 }
 std::unique_ptr<MemoryStore> MakeOnDevice(StoreSetup setup) {
   static DeviceDouble device;
   return NewInProcessStore({.ram_capacity_bytes = setup.ram_capacity_bytes}, device,
-                           std::move(setup.cold)).value();
+                           std::move(setup.cold))
+      .value();
 }
 INSTANTIATE_TEST_SUITE_P(InProcess, MemoryStoreContract,
                          ::testing::Values(StoreFactory{"in_process", &Make},

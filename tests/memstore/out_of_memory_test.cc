@@ -63,8 +63,10 @@ class OutOfMemoryTest : public ::testing::Test {
     ASSERT_EQ(stats.blocks_ram, kRamBlocks);
   }
 
-  const std::unique_ptr<MemoryStore> store_ = NewInProcessStore(
-      {.ram_capacity_bytes = kRamBlocks * kPayloadBytes}, TestBackend(), NewFakeColdStore()).value();
+  const std::unique_ptr<MemoryStore> store_ =
+      NewInProcessStore({.ram_capacity_bytes = kRamBlocks * kPayloadBytes}, TestBackend(),
+                        NewFakeColdStore())
+          .value();
   const ContextId id_ = NewContextId();
 };
 

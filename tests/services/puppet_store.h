@@ -67,7 +67,8 @@ class PuppetStore final : public memstore::MemoryStore {
   absl::StatusOr<memstore::Geometry> Describe(const ContextId& id) override {
     const std::lock_guard lock(mutex_);
     const auto found = geometries_.find(ToString(id));
-    if (found == geometries_.end()) return absl::NotFoundError("context " + ToString(id) + " was never created");
+    if (found == geometries_.end())
+      return absl::NotFoundError("context " + ToString(id) + " was never created");
     return found->second;
   }
   absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,

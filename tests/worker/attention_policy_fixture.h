@@ -75,7 +75,8 @@ class AttentionPolicyTest : public ::testing::TestWithParam<TestDevice> {
 
   void ResetStore(int64_t ram_bytes) {
     store_ = memstore::NewInProcessStore({.ram_capacity_bytes = ram_bytes}, *backend_,
-                                         memstore::NewFakeColdStore()).value();
+                                         memstore::NewFakeColdStore())
+                 .value();
   }
 
   std::unique_ptr<AttentionPolicy> Policy(const ModelConfig& model, const AttentionOptions& options,

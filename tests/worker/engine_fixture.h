@@ -103,7 +103,8 @@ struct EngineWorld {
     EXPECT_OK(loaded);
     model = std::move(loaded).value();
     base_store =
-        memstore::NewInProcessStore({}, remote ? *store_backend : *backend, std::move(cold)).value();
+        memstore::NewInProcessStore({}, remote ? *store_backend : *backend, std::move(cold))
+            .value();
     store = std::make_unique<FaultyStore>(*base_store);
     store->views = !remote;
     auto made = Engine::New(*model, *backend, pool, store.get(),

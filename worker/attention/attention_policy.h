@@ -84,9 +84,9 @@ class AttentionPolicy {
   //                        all of its tokens are asked for
   //   INVALID_ARGUMENT     `position` is neither its end nor a multiple of exec_block in it
   //   RESOURCE_EXHAUSTED, DATA_LOSS, and the errors of MemoryStore::Fork
-  absl::StatusOr<std::unique_ptr<AttentionState>> Open(
-      const memstore::CommittedContext& committed, std::span<const std::byte> saved,
-      int64_t position);
+  absl::StatusOr<std::unique_ptr<AttentionState>> Open(const memstore::CommittedContext& committed,
+                                                       std::span<const std::byte> saved,
+                                                       int64_t position);
 
   // Begins a step: takes in each part, or refuses it (RESOURCE_EXHAUSTED with need and limit,
   // INVALID_ARGUMENT: more than max_part_tokens). A part is split into exec blocks from its first

@@ -67,8 +67,8 @@ absl::StatusOr<std::vector<std::byte>> Checkpointer::Save(const AttentionState& 
       const KvWindow::Place place = window.Find(token);
       if (place.page != copied) {
         copied = place.page;
-        INFLLM_RETURN_IF_ERROR(backend_.Copy(
-            stream_, record.data(), copied + arena_.layer_offset(layer), record.size()));
+        INFLLM_RETURN_IF_ERROR(backend_.Copy(stream_, record.data(),
+                                             copied + arena_.layer_offset(layer), record.size()));
         INFLLM_RETURN_IF_ERROR(backend_.Synchronize(stream_));
       }
       for (const bool values : {false, true}) {
@@ -174,8 +174,8 @@ absl::Status Checkpointer::RestoreLayer(int64_t layer, std::span<const std::byte
   }
   std::vector<memstore::BlockHandle> blocks;
   if (!stored.empty()) {
-    INFLLM_ASSIGN_OR_RETURN(blocks, state.far->store->Fetch(committed.id,
-                                                            static_cast<int32_t>(layer), stored));
+    INFLLM_ASSIGN_OR_RETURN(
+        blocks, state.far->store->Fetch(committed.id, static_cast<int32_t>(layer), stored));
   }
   std::vector<int64_t> tokens;
   for (int64_t t = 0; t < std::min(position, sinks()); ++t) tokens.push_back(t);
@@ -204,7 +204,7 @@ absl::Status Checkpointer::RestoreLayer(int64_t layer, std::span<const std::byte
                             scratch.Get<float>(count * static_cast<size_t>(q_width)));
     INFLLM_ASSIGN_OR_RETURN(float* const angles,
                             scratch.Get<float>(count * static_cast<size_t>(dim)));
-    INFLLM_ASSIGN_OR_RETURN(std::byte** const pages, scratch.Get<std::byte*>(count));
+    INFLLM_ASSIGN_OR_RETURN(std::byte * * const pages, scratch.Get<std::byte*>(count));
     INFLLM_ASSIGN_OR_RETURN(int32_t* const slots, scratch.Get<int32_t>(count));
     std::fill_n(qkv, count * static_cast<size_t>(width), 0.0f);
     for (size_t i = 0; i < count; ++i) {
@@ -228,16 +228,16 @@ absl::Status Checkpointer::RestoreLayer(int64_t layer, std::span<const std::byte
         to_float(rows.data() + row * row_bytes(), 2 * kv_width, k);
       }
     }
-    INFLLM_RETURN_IF_ERROR(backend_.RotateAndStore(
-        stream_, {.qkv = qkv,
-                  .angles = angles,
-                  .q_near = q,
-                  .pages = pages,
-                  .slots = slots,
-                  .layer_offset = arena_.layer_offset(layer),
-                  .rows = static_cast<int64_t>(count),
-                  .q_heads = model_.q_heads,
-                  .page = page_}));
+    INFLLM_RETURN_IF_ERROR(
+        backend_.RotateAndStore(stream_, {.qkv = qkv,
+                                          .angles = angles,
+                                          .q_near = q,
+                                          .pages = pages,
+                                          .slots = slots,
+                                          .layer_offset = arena_.layer_offset(layer),
+                                          .rows = static_cast<int64_t>(count),
+                                          .q_heads = model_.q_heads,
+                                          .page = page_}));
     INFLLM_RETURN_IF_ERROR(backend_.Synchronize(stream_));
   }
   return absl::OkStatus();

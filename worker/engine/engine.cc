@@ -91,8 +91,8 @@ absl::StatusOr<memstore::ContextId> Engine::Commit(SequenceId id, std::string_vi
                                                    std::span<const int32_t> tokens) {
   INFLLM_ASSIGN_OR_RETURN(const Sequence* const sequence, FindSound(id));
   if (const int64_t read = position(id); static_cast<int64_t>(tokens.size()) != read) {
-    return absl::InvalidArgumentError(absl::StrCat(Name(id), " has read ", read,
-                                                   " tokens, the commit is of ", tokens.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat(Name(id), " has read ", read, " tokens, the commit is of ", tokens.size()));
   }
   return policy_->Commit(*sequence->state, name, replaces, tokens);
 }

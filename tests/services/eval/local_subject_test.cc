@@ -198,7 +198,8 @@ TEST(LocalSubjectRoomTest, ATextThatTheStoreCannotHoldLeavesTheOthersToBeAsked) 
   worker::ModelRuntime& model = SmallModel();
   EngineRuntime runtime{.step_tokens = 512, .max_sequences = 4};
   runtime.store = memstore::NewInProcessStore({.ram_capacity_bytes = 1 << 21}, *model.backend,
-                                              /*cold=*/nullptr).value();
+                                              /*cold=*/nullptr)
+                      .value();
   ASSERT_OK_AND_ASSIGN(
       runtime.engine,
       worker::Engine::New(*model.model, *model.backend, *model.pool, runtime.store.get(),
