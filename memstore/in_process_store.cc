@@ -228,7 +228,7 @@ class InProcessStore final : public MemoryStore {
       return absl::AlreadyExistsError(
           absl::StrCat("context ", ToString(request.id), " exists already: take another id"));
     }
-    const absl::Status status = catalog_->Commit(request, *context);
+    absl::Status status = catalog_->Commit(request, *context);
     tiers_->DeleteDropped();  // what was replaced, or written in vain
     return status;
   }

@@ -276,7 +276,7 @@ class RocksDbColdStore final : public ColdStore {
     rocksdb::ColumnFamilyOptions of_records(options);
     of_records.write_buffer_size = size_t{1} << 20;
     rocksdb::DB* db = nullptr;
-    const rocksdb::Status status = rocksdb::DB::Open(
+    rocksdb::Status status = rocksdb::DB::Open(
         options, DatabasePath(),
         {{rocksdb::kDefaultColumnFamilyName, options}, {kRecordsName, of_records}}, &families_,
         &db);

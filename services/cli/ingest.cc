@@ -37,7 +37,7 @@ class Ingest {
     INFLLM_RETURN_IF_ERROR(Begin());
     if (begin_ == total()) return absl::OkStatus();
     const auto start = std::chrono::steady_clock::now();
-    const absl::Status status = Read(interrupt);
+    absl::Status status = Read(interrupt);
     seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     runtime_.engine->Drop(sequence_);
     if (status.ok() || committed_ == 0 || absl::IsAlreadyExists(status)) return status;

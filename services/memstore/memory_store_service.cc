@@ -6,23 +6,19 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <mutex>
 #include <new>
-#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/cleanup/cleanup.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/errors.h"
 #include "services/memstore/block_stream.h"
-#include "services/memstore/lease_table.h"
+#include "services/memstore/lease_calls.h"
 #include "services/memstore/wire.h"
 
 namespace infllm::services {
@@ -65,84 +61,6 @@ std::invoke_result_t<Call> WithRoom(PinsInFlight::Hold& hold, grpc::ServerContex
     }
   }
 }
-
-// The calls that hold leases. They wait for nothing, so they have no thread of the server. All of
-// them are ended before the object goes.
-class LeaseCalls {
- public:
-  LeaseCalls(absl::Duration grace, memstore::MemoryStore& store)
-      : table_(grace, [&store](const ContextId& context) {
-          try {
-            store.Drop(context).IgnoreError();
-          } catch (const std::bad_alloc&) {  // it has gone; its entries go with the next one's
-          }
-        }) {}
-
-  LeaseTable& table() { return table_; }
-
-  grpc::ServerWriteReactor<pb::LeaseResponse>* Begin(const pb::LeaseRequest& request) {
-    auto* const call = new Call(*this);
-    const absl::StatusOr<ContextId> lease = wire::ContextFromProto("lease", request.lease());
-    if (!lease.ok()) {
-      call->Refuse(lease.status());
-    } else {
-      call->Hold(*lease);
-    }
-    return call;
-  }
-
-  void EndAll() {
-    const std::lock_guard lock(mutex_);
-    ended_ = true;
-    for (Call* const call : calls_) call->End();
-  }
-
- private:
-  class Call final : public grpc::ServerWriteReactor<pb::LeaseResponse> {
-   public:
-    explicit Call(LeaseCalls& calls) : calls_(calls) {}
-    void Hold(const ContextId& lease) {
-      lease_ = lease;
-      calls_.table_.Hold(lease);
-      const std::lock_guard lock(calls_.mutex_);
-      calls_.calls_.insert(this);
-      response_.set_grace_ms(absl::ToInt64Milliseconds(calls_.table_.grace()));
-      StartWrite(&response_);
-      if (calls_.ended_) End();
-    }
-    void Refuse(const absl::Status& status) {
-      const std::lock_guard lock(calls_.mutex_);
-      End(status);
-    }
-    // Under the lock of `calls_`; the first one counts.
-    void End(const absl::Status& status = error::Stopping()) {
-      if (!std::exchange(finished_, true)) Finish(ToGrpcStatus(status));
-    }
-    void OnCancel() override {
-      const std::lock_guard lock(calls_.mutex_);
-      End();
-    }
-    void OnDone() override {
-      if (lease_.has_value()) {
-        calls_.table_.LetGo(*lease_);
-        const std::lock_guard lock(calls_.mutex_);
-        calls_.calls_.erase(this);
-      }
-      delete this;
-    }
-
-   private:
-    LeaseCalls& calls_;
-    std::optional<ContextId> lease_;
-    pb::LeaseResponse response_;
-    bool finished_ = false;  // guarded by the lock of calls_
-  };
-
-  LeaseTable table_;
-  std::mutex mutex_;
-  absl::flat_hash_set<Call*> calls_ ABSL_GUARDED_BY(mutex_);
-  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
-};
 
 using Base = pb::MemoryStore::WithCallbackMethod_Lease<pb::MemoryStore::Service>;
 class MemoryStoreService final : public LeasingService, public Base {

@@ -430,7 +430,7 @@ class RemoteStoreClient final : public RemoteStore {
       return error::DamagedAnswer(calls_.target(), {},
                                   "the checksum of a committed context does not fit");
     }
-    const absl::StatusOr<memstore::CommittedContext> context = wire::FromProto(proto);
+    absl::StatusOr<memstore::CommittedContext> context = wire::FromProto(proto);
     const absl::Status valid = context.ok() ? Validate(context->options) : context.status();
     if (!valid.ok()) return error::WrongAnswer(calls_.target(), {}, std::string(valid.message()));
     if (context->options.tenant != tenant || context->tokens < 0 || context->published < 0 ||

@@ -1,0 +1,82 @@
+#include "services/memstore/lease_calls.h"
+
+#include <new>
+#include <optional>
+#include <utility>
+
+#include "services/common/errors.h"
+#include "services/memstore/wire.h"
+
+namespace infllm::services {
+
+namespace pb = infllm::v1;
+using memstore::ContextId;
+
+class LeaseCalls::Call final : public grpc::ServerWriteReactor<pb::LeaseResponse> {
+ public:
+  explicit Call(LeaseCalls& calls) : calls_(calls) {}
+
+  void Hold(const ContextId& lease) {
+    lease_ = lease;
+    calls_.table_.Hold(lease);
+    const std::lock_guard lock(calls_.mutex_);
+    calls_.calls_.insert(this);
+    response_.set_grace_ms(absl::ToInt64Milliseconds(calls_.table_.grace()));
+    StartWrite(&response_);
+    if (calls_.ended_) End();
+  }
+  void Refuse(const absl::Status& status) {
+    const std::lock_guard lock(calls_.mutex_);
+    End(status);
+  }
+  // Under the lock of `calls_`; the first one counts.
+  void End(const absl::Status& status = error::Stopping()) {
+    if (!std::exchange(finished_, true)) Finish(ToGrpcStatus(status));
+  }
+
+  void OnCancel() override {
+    const std::lock_guard lock(calls_.mutex_);
+    End();
+  }
+  void OnDone() override {
+    if (lease_.has_value()) {
+      calls_.table_.LetGo(*lease_);
+      const std::lock_guard lock(calls_.mutex_);
+      calls_.calls_.erase(this);
+    }
+    delete this;
+  }
+
+ private:
+  LeaseCalls& calls_;
+  std::optional<ContextId> lease_;
+  pb::LeaseResponse response_;
+  bool finished_ = false;  // guarded by the lock of calls_
+};
+
+LeaseCalls::LeaseCalls(absl::Duration grace, memstore::MemoryStore& store)
+    : table_(grace, [&store](const ContextId& context) {
+        try {
+          store.Drop(context).IgnoreError();
+        } catch (const std::bad_alloc&) {  // it has gone; its entries go with the next one's
+        }
+      }) {}
+
+grpc::ServerWriteReactor<pb::LeaseResponse>* LeaseCalls::Begin(const pb::LeaseRequest& request) {
+  auto* const call = new Call(*this);
+  const absl::StatusOr<ContextId> lease = wire::ContextFromProto("lease", request.lease());
+  if (!lease.ok()) {
+    call->Refuse(lease.status());
+  } else {
+    call->Hold(*lease);
+  }
+  return call;
+}
+
+void LeaseCalls::EndAll() {
+  const std::lock_guard lock(mutex_);
+  ended_ = true;
+  for (Call* const call : calls_) call->End();
+}
+
+}  // namespace infllm::services
