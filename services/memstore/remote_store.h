@@ -13,7 +13,8 @@ namespace infllm::services {
 
 struct RemoteStoreOptions {
   absl::Duration connect_timeout = absl::Seconds(5);
-  // Of one attempt of one call, its messages included; a cold Select of many blocks takes longest.
+  // Of one attempt of one call, its messages included. Commit and Fork, which may write a whole RAM
+  // tier or read all representatives, have ten times as long.
   absl::Duration call_timeout = absl::Seconds(60);
   RetryOptions retry;
   // May be null; a signal handler may set it. Soon after it is set, the store cancels itself, as
