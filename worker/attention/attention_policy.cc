@@ -236,47 +236,11 @@ absl::StatusOr<memstore::ContextId> AttentionPolicy::Commit(const AttentionState
   return id;
 }
 
-absl::Status AttentionPolicy::CheckOpen(const memstore::CommittedContext& committed,
-                                        int64_t position) const {
-  if (checkpointer_ == nullptr) return OnlyInfLlmCommits(options_.policy);
-  const memstore::ContextOptions own = StoreOptions();
-  const auto differs = [&](absl::string_view what) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("context \"", committed.name, "\" was read ", what));
-  };
-  if (committed.options.model != own.model) return differs("by a model with other weights");
-  if (committed.options.recipe != own.recipe) {
-    return differs(absl::StrCat("with other settings, which decide what it holds: ",
-                                committed.options.recipe, "; these are ", own.recipe));
-  }
-  if (committed.options.geometry != own.geometry) {
-    return differs("with keys and values of another shape or dtype");
-  }
-  const int64_t blocks =
-      std::max<int64_t>(committed.tokens - rules_.sink_tokens, 0) / rules_.page_tokens;
-  const int64_t published =
-      UsesMass(options_) ? SelectableBlocks(options_, committed.tokens) : blocks;
-  if (committed.tokens < 0 || committed.blocks != blocks || committed.published != published) {
-    return absl::DataLossError(absl::StrCat(
-        "context \"", committed.name, "\" has ", committed.blocks, " blocks, ", committed.published,
-        " of them published; ", committed.tokens, " tokens have ", blocks, " and ", published));
-  }
-  if (position == committed.tokens) return absl::OkStatus();
-  if (position < 0 || position > committed.tokens || position % options_.exec_block != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "position ", position, " of context \"", committed.name, "\": must be its end, ",
-        committed.tokens, ", or a multiple of --exec-block ", options_.exec_block, " before it"));
-  }
-  if (!UsesMass(options_)) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat("with --representatives mean-key a context is opened at its end, ",
-                   committed.tokens, ", not at position ", position));
-}
-
 absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Open(
     const memstore::CommittedContext& committed, std::span<const std::byte> saved,
     int64_t position) {
-  INFLLM_RETURN_IF_ERROR(CheckOpen(committed, position));
+  if (checkpointer_ == nullptr) return OnlyInfLlmCommits(options_.policy);
+  INFLLM_RETURN_IF_ERROR(checkpointer_->Check(committed, StoreOptions(), position));
   auto state = std::make_unique<AttentionState>(
       AttentionState{.window = KvWindow(arena_, rules_.sink_tokens, rules_.page_tokens)});
   INFLLM_ASSIGN_OR_RETURN(state->far, NewFarMemory());

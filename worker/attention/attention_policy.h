@@ -123,7 +123,6 @@ class AttentionPolicy {
   memstore::ContextOptions StoreOptions() const;
   // Of a new context; nothing is in it yet, and the store does not know it.
   absl::StatusOr<std::unique_ptr<FarMemory>> NewFarMemory();
-  absl::Status CheckOpen(const memstore::CommittedContext& committed, int64_t position) const;
   absl::Status Admit(StepPart& part);
   absl::Status PlanRows();
   absl::Status PlanSpans();

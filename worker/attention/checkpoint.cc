@@ -99,6 +99,40 @@ absl::StatusOr<std::vector<std::byte>> Checkpointer::Save(const AttentionState& 
   return out;
 }
 
+absl::Status Checkpointer::Check(const memstore::CommittedContext& committed,
+                                 const memstore::ContextOptions& own, int64_t position) const {
+  const auto differs = [&](absl::string_view what) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("context \"", committed.name, "\" was read ", what));
+  };
+  if (committed.options.model != own.model) return differs("by a model with other weights");
+  if (committed.options.recipe != own.recipe) {
+    return differs(absl::StrCat("with other settings, which decide what it holds: ",
+                                committed.options.recipe, "; these are ", own.recipe));
+  }
+  if (committed.options.geometry != own.geometry) {
+    return differs("with keys and values of another shape or dtype");
+  }
+  const int64_t blocks = std::max<int64_t>(committed.tokens - sinks(), 0) / page_.page_tokens;
+  const int64_t published =
+      UsesMass(options_) ? SelectableBlocks(options_, committed.tokens) : blocks;
+  if (committed.tokens < 0 || committed.blocks != blocks || committed.published != published) {
+    return absl::DataLossError(absl::StrCat(
+        "context \"", committed.name, "\" has ", committed.blocks, " blocks, ", committed.published,
+        " of them published; ", committed.tokens, " tokens have ", blocks, " and ", published));
+  }
+  if (position == committed.tokens) return absl::OkStatus();
+  if (position < 0 || position > committed.tokens || position % options_.exec_block != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "position ", position, " of context \"", committed.name, "\": must be its end, ",
+        committed.tokens, ", or a multiple of --exec-block ", options_.exec_block, " before it"));
+  }
+  if (!UsesMass(options_)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("with --representatives mean-key a context is opened at its end, ",
+                   committed.tokens, ", not at position ", position));
+}
+
 absl::Status Checkpointer::Restore(std::span<const std::byte> saved,
                                    const memstore::CommittedContext& committed, int64_t position,
                                    AttentionState& state) const {

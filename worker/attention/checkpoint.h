@@ -32,6 +32,11 @@ class Checkpointer {
   // REQUIRES: the state is between steps.
   absl::StatusOr<std::vector<std::byte>> Save(const AttentionState& state) const;
 
+  // Whether a sequence whose context has the options `own` can go on from there. Errors are those
+  // of AttentionPolicy::Open.
+  absl::Status Check(const memstore::CommittedContext& committed,
+                     const memstore::ContextOptions& own, int64_t position) const;
+
   // Fills the window of a new state, whose context is a fork of `committed`, with its first
   // `position` tokens. REQUIRES: the arenas have room; with mean-key all tokens.
   //   DATA_LOSS  `saved` is not what Save makes of such a state; and the errors of Fetch
