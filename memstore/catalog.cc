@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -120,6 +121,7 @@ absl::Status Catalog::ReadAll() {
                                                                .entries = ToRuns(record.checkpoint),
                                                                .chunks = record.checkpoint});
     entry->checkpoint_bytes = record.checkpoint_bytes;
+    entry->prefix = std::move(record.prefix);
     entry->info = std::move(record.info);
     if (!by_name_.emplace(std::pair(entry->info.options.tenant, entry->info.name), entry).second) {
       return absl::DataLossError(
@@ -185,6 +187,50 @@ std::vector<CommittedContext> Catalog::List(std::string_view tenant) const {
     if (key.first == tenant) all.push_back(entry->info);
   }
   return all;
+}
+
+absl::StatusOr<Prefix> Catalog::FindPrefix(const ContextOptions& options, int32_t exec_block,
+                                           std::span<const int32_t> tokens) const {
+  std::vector<EntryPtr> candidates;
+  {
+    const std::lock_guard lock(mu_);
+    for (auto at = by_name_.lower_bound(std::pair(options.tenant, std::string()));
+         at != by_name_.end() && at->first.first == options.tenant; ++at) {
+      const CommittedContext& info = at->second->info;
+      if (info.reusable.tokens == 0 || info.reusable.exec_block != exec_block) continue;
+      if (info.options == options) candidates.push_back(at->second);
+    }
+  }
+  // Most begin otherwise: then one hash tells.
+  const auto hash = [&](size_t most) {
+    return PrefixHashes(options, exec_block, tokens.first(std::min(most, tokens.size())));
+  };
+  std::vector<PrefixHash> wanted = hash(static_cast<size_t>(exec_block));
+  int64_t longest = 0;
+  std::erase_if(candidates, [&](const EntryPtr& entry) {
+    if (wanted.empty() || entry->prefix.front() != wanted.front()) return true;
+    longest = std::max(longest, entry->info.reusable.tokens);
+    return false;
+  });
+  const Entry* best = nullptr;
+  size_t blocks = 0;
+  wanted = hash(static_cast<size_t>(longest));
+  for (const EntryPtr& entry : candidates) {
+    // Each hash stands for all tokens before it: those that agree come first.
+    const std::span all(entry->prefix.data(), std::min(entry->prefix.size(), wanted.size()));
+    const auto end = std::ranges::partition_point(
+        all, [&](const PrefixHash& have) { return have == wanted[&have - all.data()]; });
+    const auto same = static_cast<size_t>(end - all.begin());
+    const auto later = [](const Entry& a, const Entry& b) {
+      return std::tie(a.info.created_ms, a.info.name) > std::tie(b.info.created_ms, b.info.name);
+    };
+    if (best == nullptr || same > blocks || (same == blocks && later(*entry, *best))) {
+      best = entry.get();
+      blocks = same;
+    }
+  }
+  if (best == nullptr) return absl::NotFoundError("no committed context begins with these tokens");
+  return Prefix{.context = best->info, .tokens = static_cast<int64_t>(blocks) * exec_block};
 }
 
 int64_t Catalog::size() const {
@@ -288,6 +334,7 @@ absl::Status Catalog::Commit(const CommitRequest& request, Context& context) {
                                .options = options,
                                .tokens = static_cast<int64_t>(request.tokens.size()),
                                .blocks = request.blocks,
+                               .reusable = request.reusable,
                                .created_ms = absl::ToUnixMillis(absl::Now())}};
   INFLLM_ASSIGN_OR_RETURN(Blocks blocks,
                           BlocksOf(*snapshot, request.blocks, record.info.published));
@@ -339,6 +386,11 @@ absl::Status Catalog::Commit(const CommitRequest& request, Context& context) {
           (record.info.blocks * static_cast<int64_t>(geometry.payload_bytes()) +
            record.info.published * static_cast<int64_t>(geometry.representative_bytes()));
   entry->checkpoint_bytes = record.checkpoint_bytes;
+  if (const Reusable& reusable = request.reusable; reusable.tokens > 0) {
+    record.prefix = PrefixHashes(options, reusable.exec_block,
+                                 request.tokens.first(static_cast<size_t>(reusable.tokens)));
+  }
+  entry->prefix = record.prefix;
   entry->info = record.info;
 
   // Then the record, which makes them count: one that could not be read again must not be written.

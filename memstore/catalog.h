@@ -44,6 +44,8 @@ class Catalog {
   absl::Status Commit(const CommitRequest& request, Context& context);
   absl::StatusOr<CommittedContext> FindName(std::string_view tenant, std::string_view name) const;
   std::vector<CommittedContext> List(std::string_view tenant) const;
+  absl::StatusOr<Prefix> FindPrefix(const ContextOptions& options, int32_t exec_block,
+                                    std::span<const int32_t> tokens) const;
   absl::StatusOr<Checkpoint> ReadCheckpoint(const ContextId& id) const;
   absl::Status Drop(const ContextId& id);
 
@@ -60,6 +62,7 @@ class Catalog {
     std::vector<PartUse> representatives;
     std::shared_ptr<const CommittedPart> checkpoint;  // its chunks
     int64_t checkpoint_bytes = 0;
+    std::vector<PrefixHash> prefix;
     // Guarded by mu_.
     std::shared_ptr<Context> loaded;  // null until it is asked for
     uint64_t last_use = 0;

@@ -186,6 +186,10 @@ std::string EncodeRecord(const CommitRecord& record) {
   body.Put(uint64_t{record.checkpoint.size()});
   for (const uint64_t number : record.checkpoint) body.Put(number);
   body.Put(record.checkpoint_bytes);
+  body.Put(info.reusable.exec_block);
+  body.Put(info.reusable.tokens);
+  body.Put(uint64_t{record.prefix.size()});
+  for (const PrefixHash& hash : record.prefix) body.Put(hash);
   const std::string bytes = body.Take();
 
   ByteWriter out;
@@ -227,6 +231,10 @@ absl::StatusOr<CommitRecord> DecodeRecord(std::string_view key, std::string_view
   record.checkpoint.resize(in.GetCount(sizeof(uint64_t)));
   for (uint64_t& number : record.checkpoint) number = in.Get<uint64_t>();
   record.checkpoint_bytes = in.Get<int64_t>();
+  info.reusable.exec_block = in.Get<int32_t>();
+  info.reusable.tokens = in.Get<int64_t>();
+  record.prefix.resize(in.GetCount(sizeof(PrefixHash)));
+  for (PrefixHash& hash : record.prefix) hash = in.Get<PrefixHash>();
   if (!in.AtEnd()) return Damaged("its fields do not fill it");
 
   if (key != RecordKey(info.id)) return Damaged("it is that of another context");
@@ -239,6 +247,12 @@ absl::StatusOr<CommitRecord> DecodeRecord(std::string_view key, std::string_view
       info.tokens > bytes / int64_t{sizeof(int32_t)} ||
       record.checkpoint.size() != (bytes + kCheckpointChunkBytes - 1) / kCheckpointChunkBytes) {
     return Damaged("its checkpoint has not the size of its tokens");
+  }
+  const Reusable& reusable = info.reusable;
+  if (!Validate(reusable, info.tokens).ok() ||
+      static_cast<int64_t>(record.prefix.size()) !=
+          (reusable.tokens == 0 ? 0 : reusable.tokens / reusable.exec_block)) {
+    return Damaged("it has not one hash for each exec block");
   }
   if (!AreWhole(record.payloads, info.blocks, g.layers, sizeof(uint64_t), true) ||
       info.published > info.blocks ||

@@ -19,10 +19,11 @@
 #include "absl/status/statusor.h"
 #include "memstore/committed_part.h"
 #include "memstore/memory_store.h"
+#include "memstore/prefix_hash.h"
 
 namespace infllm::memstore {
 
-inline constexpr uint32_t kCommitFormatVersion = 1;
+inline constexpr uint32_t kCommitFormatVersion = 2;
 
 struct CommitRecord {
   CommittedContext info;
@@ -36,6 +37,7 @@ struct CommitRecord {
   // The chunks of the checkpoint; these entries are of this record alone.
   std::vector<uint64_t> checkpoint;
   int64_t checkpoint_bytes = 0;
+  std::vector<PrefixHash> prefix;  // of info.reusable.tokens
   friend bool operator==(const CommitRecord&, const CommitRecord&) = default;
 };
 

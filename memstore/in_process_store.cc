@@ -244,6 +244,16 @@ class InProcessStore final : public MemoryStore {
     return catalog_->List(tenant);
   }
 
+  absl::StatusOr<Prefix> FindPrefix(const ContextOptions& options, int32_t exec_block,
+                                    std::span<const int32_t> tokens) override {
+    INFLLM_RETURN_IF_ERROR(Validate(options));
+    INFLLM_RETURN_IF_ERROR(CheckField("exec_block", exec_block, 1, limits::kMaxExecBlock));
+    INFLLM_RETURN_IF_ERROR(
+        CheckField("number of tokens", tokens.size(), 0, limits::kMaxPrefixTokens));
+    if (catalog_ == nullptr) return absl::NotFoundError("nothing is committed");
+    return catalog_->FindPrefix(options, exec_block, tokens);
+  }
+
   absl::StatusOr<Checkpoint> ReadCheckpoint(const ContextId& committed) override {
     if (catalog_ == nullptr) return NotDurable();
     return catalog_->ReadCheckpoint(committed);

@@ -12,11 +12,13 @@ inline constexpr size_t kMaxRecipeBytes = 1024;  // a line of options
 inline constexpr size_t kMaxNameBytes = 256;     // of a committed context
 // Of a commit: its tokens and its state together. 16M tokens, or the scores of a window.
 inline constexpr size_t kMaxCheckpointBytes = 64 << 20;
+inline constexpr int64_t kMaxPrefixTokens = kMaxCheckpointBytes / 4;  // asked for at once
 inline constexpr int64_t kMaxContexts = 65536;        // a context without blocks is a few KB
 inline constexpr int32_t kMaxLayers = 1024;           // Llama 3 405B has 126
 inline constexpr int32_t kMaxHeads = 1024;            // 128 there
 inline constexpr int32_t kMaxHeadDim = 1024;          // 256 in the widest families
 inline constexpr int32_t kMaxBlockTokens = 8192;      // the published method uses 128
+inline constexpr int32_t kMaxExecBlock = 1 << 20;     // the published method uses 512
 inline constexpr size_t kMaxPayloadBytes = 64 << 20;  // 13B multi-head fp32 blocks of 512: 20 MiB
 inline constexpr int32_t kMaxSelect = 65536;          // blocks of one query, or of one Fetch
 inline constexpr int64_t kMaxQueries = 4096;          // of one Select

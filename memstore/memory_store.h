@@ -27,15 +27,24 @@ struct ContextOptions {
   friend bool operator==(const ContextOptions&, const ContextOptions&) = default;
 };
 
+// At which of its tokens others may go on from a context as if they had read them themselves: at
+// multiples of exec_block, up to `tokens`, which is one.
+struct Reusable {
+  int32_t exec_block = 0;
+  int64_t tokens = 0;
+  friend bool operator==(const Reusable&, const Reusable&) = default;
+};
+
 // A context as it was when it was committed. It never changes and outlives every process; it is
 // read and forked like any other, until it is dropped.
 struct CommittedContext {
   ContextId id;
   std::string name;  // one of a tenant's; 1 to limits::kMaxNameBytes bytes, no control characters
   ContextOptions options;
-  int64_t tokens = 0;        // read so far
-  int64_t blocks = 0;        // stored, of each layer
-  int64_t published = 0;     // of these
+  int64_t tokens = 0;     // read so far
+  int64_t blocks = 0;     // stored, of each layer
+  int64_t published = 0;  // of these
+  Reusable reusable;
   ContextId base;            // the committed context that it went on from; zero: none
   int64_t created_ms = 0;    // since the epoch
   int64_t stored_bytes = 0;  // on disk; what it shares with others counts in full
@@ -54,8 +63,15 @@ struct CommitRequest {
   // The committed context that has the name now and makes room; zero: none has it.
   ContextId replaces;
   int64_t blocks = 0;  // of every layer that the checkpoint reckons with
+  Reusable reusable;
   std::span<const int32_t> tokens;
   std::span<const std::byte> state;
+};
+
+// A committed context that begins with the same tokens as a text.
+struct Prefix {
+  CommittedContext context;
+  int64_t tokens = 0;  // so many; at most context.reusable.tokens
 };
 
 struct SelectQuery {
@@ -197,6 +213,13 @@ class MemoryStore {
                                                          std::string_view name) = 0;
   // All of the tenant's, by name.
   virtual absl::StatusOr<std::vector<CommittedContext>> ListCommitted(std::string_view tenant) = 0;
+  // Of the tenant's contexts that were committed with these options and this exec block, the one
+  // that begins with the most exec blocks of `tokens`; of equals the last to be committed. Found by
+  // hashes (prefix_hash.h): compare the checkpoint's tokens before use.
+  //   NOT_FOUND         none begins with the first exec block of them
+  //   INVALID_ARGUMENT  the options are out of their limits, or exec_block or the tokens are
+  virtual absl::StatusOr<Prefix> FindPrefix(const ContextOptions& options, int32_t exec_block,
+                                            std::span<const int32_t> tokens) = 0;
   // What Commit was given.
   //   NOT_FOUND  no committed context has the id
   //   DATA_LOSS  it failed its integrity check

@@ -99,10 +99,21 @@ absl::Status ValidateName(std::string_view name) {
   return absl::OkStatus();
 }
 
+absl::Status Validate(const Reusable& reusable, int64_t tokens) {
+  INFLLM_RETURN_IF_ERROR(CheckField("reusable tokens", reusable.tokens, 0, tokens));
+  if (reusable.tokens == 0) return absl::OkStatus();
+  INFLLM_RETURN_IF_ERROR(CheckField("exec_block", reusable.exec_block, 1, limits::kMaxExecBlock));
+  if (reusable.tokens % reusable.exec_block == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("reusable tokens are ", reusable.tokens,
+                   ", must be a multiple of exec_block = ", reusable.exec_block));
+}
+
 absl::Status Validate(const CommitRequest& request) {
   INFLLM_RETURN_IF_ERROR(Validate(request.id));
   INFLLM_RETURN_IF_ERROR(ValidateName(request.name));
   INFLLM_RETURN_IF_ERROR(CheckField("blocks", request.blocks, 0, INT64_MAX));
+  INFLLM_RETURN_IF_ERROR(Validate(request.reusable, static_cast<int64_t>(request.tokens.size())));
   const size_t bytes = request.tokens.size_bytes() + request.state.size();
   if (bytes <= limits::kMaxCheckpointBytes) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(

@@ -21,6 +21,7 @@ absl::Status Validate(const ContextOptions& options);
 // Of a committed context.
 absl::Status ValidateName(std::string_view name);
 // Sizes, name and ids of a commit.
+absl::Status Validate(const Reusable& reusable, int64_t tokens);  // of a context of so many
 absl::Status Validate(const CommitRequest& request);
 // What fails the whole call. Each query is checked against the geometry of its context.
 absl::Status Validate(const SelectRequest& request);

@@ -44,6 +44,7 @@ std::vector<int32_t> QuestionTokens(const worker::LoadedModel& model, const AskF
 struct Reading {
   worker::SequenceId sequence{};
   int64_t tokens = 0;
+  int64_t cached_tokens = 0;  // of these, taken from a committed context
   double seconds = 0;
   std::vector<double> rates;  // tokens/s of each tenth of the text
 };
@@ -94,27 +95,32 @@ absl::StatusOr<Reading> Read(Runtime& runtime, worker::Scheduler& scheduler, con
                              const Interrupt& interrupt) {
   Reading reading;
   reading.tokens = static_cast<int64_t>(ids.size());
-  INFLLM_ASSIGN_OR_RETURN(reading.sequence, runtime.engine->NewSequence());
+  const auto start = std::chrono::steady_clock::now();
+  INFLLM_ASSIGN_OR_RETURN(const worker::Engine::Start started,
+                          StartFromPrefix(*runtime.engine, ids, flags.runtime.json));
+  reading.sequence = started.sequence;
+  reading.cached_tokens = started.cached_tokens;
+  const int64_t fresh = reading.tokens - reading.cached_tokens;
   if (!flags.runtime.json) {
-    absl::FPrintF(stderr, "reading %s tokens (%s of text) with policy %s\n",
-                  WithThousands(reading.tokens), FormatByteSize(static_cast<int64_t>(text.size())),
+    absl::FPrintF(stderr, "reading %s tokens (%s of text) with policy %s\n", WithThousands(fresh),
+                  FormatByteSize(static_cast<int64_t>(text.size())),
                   std::string(worker::Name(flags.runtime.attention.policy)));
   }
-  const auto start = std::chrono::steady_clock::now();
-  Progress progress("reading", "tokens", reading.tokens);
+  reading.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (fresh == 0) return reading;
+  Progress progress("reading", "tokens", fresh);
   int64_t tenth_begin = 0;
   double tenth_start = 0;
   worker::Outcome outcome;
   scheduler.Add(
       {.sequence = reading.sequence,
-       .tokens = ids,
+       .tokens = std::vector<int32_t>(ids.begin() + reading.cached_tokens, ids.end()),
        .on_read =
            [&](int64_t done) {
              progress.Update(done);
              reading.seconds =
                  std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-             if (done * 10 < reading.tokens * static_cast<int64_t>(reading.rates.size() + 1))
-               return;
+             if (done * 10 < fresh * static_cast<int64_t>(reading.rates.size() + 1)) return;
              reading.rates.push_back(static_cast<double>(done - tenth_begin) /
                                      (reading.seconds - tenth_start));
              tenth_begin = done;
@@ -284,7 +290,8 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Readi
   if (flags.context.empty()) {
     report["ingest_seconds"] = reading.seconds;
     report["tokens_per_second"] =
-        reading.seconds > 0 ? double(reading.tokens) / reading.seconds : 0;
+        reading.seconds > 0 ? double(reading.tokens - reading.cached_tokens) / reading.seconds : 0;
+    report["cached_tokens"] = reading.cached_tokens;
   } else {
     report["context"] = flags.context;
     report["open_seconds"] = reading.seconds;
@@ -312,9 +319,11 @@ void PrintReport(const Json& report) {
   if (report.contains("context")) {
     absl::PrintF("\nopened    %s tokens in %.2f s\n", tokens, report["open_seconds"].get<double>());
   } else {
-    absl::PrintF("\nread      %s tokens in %s: %s tokens/s\n", tokens,
+    const int64_t cached = report["cached_tokens"].get<int64_t>();
+    absl::PrintF("\nread      %s tokens in %s: %s tokens/s%s\n", tokens,
                  HumanSeconds(report["ingest_seconds"].get<double>()),
-                 WithThousands(static_cast<int64_t>(report["tokens_per_second"].get<double>())));
+                 WithThousands(static_cast<int64_t>(report["tokens_per_second"].get<double>())),
+                 cached == 0 ? "" : absl::StrCat("; ", WithThousands(cached), " were committed"));
   }
   if (report.contains("tokens_per_second_by_tenth")) {
     const Json& rates = report["tokens_per_second_by_tenth"];

@@ -41,6 +41,8 @@ Json ToJson(const CommittedContext& context) {
       {"name", context.name},
       {"id", memstore::ToString(context.id)},
       {"tokens", context.tokens},
+      {"reusable_tokens", context.reusable.tokens},
+      {"exec_block", context.reusable.exec_block},
       {"blocks_per_layer", context.blocks},
       {"stored_bytes", context.stored_bytes},
       {"created", Created(context)},
@@ -97,6 +99,7 @@ absl::Status Fork(MemoryStore& store, const ContextsFlags& flags) {
                                        .id = id,
                                        .name = flags.to,
                                        .blocks = from.blocks,
+                                       .reusable = from.reusable,
                                        .tokens = checkpoint.tokens,
                                        .state = checkpoint.state}));
   return StreamOut(absl::StrCat("\"", flags.to, "\" goes on from \"", from.name, "\"\n"));

@@ -35,7 +35,7 @@ class Ingest {
 
   absl::Status Run(const Interrupt& interrupt) {
     INFLLM_RETURN_IF_ERROR(Begin());
-    if (begin_ == total()) return absl::OkStatus();
+    if (committed_ == total()) return absl::OkStatus();
     const auto start = std::chrono::steady_clock::now();
     absl::Status status = Read(interrupt);
     seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -50,7 +50,7 @@ class Ingest {
     return {
         {"context", flags_.context},
         {"text_tokens", total()},
-        {"resumed_at", begin_},
+        {"cached_tokens", begin_},
         {"commits", commits_},
         {"load_seconds", runtime_.load_seconds},
         {"ingest_seconds", seconds_},
@@ -66,7 +66,10 @@ class Ingest {
     const absl::StatusOr<memstore::CommittedContext> found =
         runtime_.store->FindCommitted("", flags_.context);
     if (absl::IsNotFound(found.status())) {
-      INFLLM_ASSIGN_OR_RETURN(sequence_, runtime_.engine->NewSequence());
+      INFLLM_ASSIGN_OR_RETURN(const worker::Engine::Start start,
+                              StartFromPrefix(*runtime_.engine, ids_, flags_.runtime.json));
+      sequence_ = start.sequence;
+      begin_ = start.cached_tokens;
       return absl::OkStatus();
     }
     INFLLM_RETURN_IF_ERROR(found.status());
@@ -77,7 +80,7 @@ class Ingest {
     // As if the text had been read at once: from a whole exec block on.
     const worker::AttentionOptions& attention = runtime_.engine->attention();
     if (begin_ != total() && attention.representative == kernels::RepresentativeKind::kBounds) {
-      begin_ -= begin_ % attention.exec_block;
+      begin_ = std::min(begin_ - begin_ % attention.exec_block, found->reusable.tokens);
     }
     INFLLM_ASSIGN_OR_RETURN(sequence_, runtime_.engine->Open(*found, checkpoint.state, begin_));
     const auto [end_of_ours, end_of_its] = std::ranges::mismatch(ids_, checkpoint.tokens);
@@ -97,6 +100,7 @@ class Ingest {
                     flags_.context,
                     begin_ == 0 ? "" : absl::StrCat(", from token ", WithThousands(begin_), " on"));
     }
+    if (begin_ == total()) return Commit(total());
     Progress progress("reading", "tokens", total() - begin_);
     worker::Scheduler scheduler(*runtime_.engine, {.step_tokens = runtime_.step_tokens});
     worker::Outcome outcome;

@@ -178,13 +178,15 @@ class MemoryStoreService final : public LeasingService, public Base {
       INFLLM_ASSIGN_OR_RETURN(const ContextId id, wire::ContextFromProto("id", request->id()));
       INFLLM_ASSIGN_OR_RETURN(const ContextId replaces,
                               wire::ContextFromProto("replaces", request->replaces()));
-      return store_.Commit({.context = live,
-                            .id = id,
-                            .name = request->name(),
-                            .replaces = replaces,
-                            .blocks = request->blocks(),
-                            .tokens = wire::AsSpan(request->tokens()),
-                            .state = std::as_bytes(wire::AsSpan(request->state()))});
+      return store_.Commit(
+          {.context = live,
+           .id = id,
+           .name = request->name(),
+           .replaces = replaces,
+           .blocks = request->blocks(),
+           .reusable = {.exec_block = request->exec_block(), .tokens = request->reusable_tokens()},
+           .tokens = wire::AsSpan(request->tokens()),
+           .state = std::as_bytes(wire::AsSpan(request->state()))});
     });
   }
 
@@ -194,6 +196,28 @@ class MemoryStoreService final : public LeasingService, public Base {
       INFLLM_ASSIGN_OR_RETURN(const memstore::CommittedContext found,
                               store_.FindCommitted(request->tenant(), request->name()));
       *response->mutable_context() = wire::ToProto(found);
+      return absl::OkStatus();
+    });
+  }
+
+  grpc::Status FindPrefix(grpc::ServerContext* context, const pb::FindPrefixRequest* request,
+                          pb::FindPrefixResponse* response) override {
+    return Run(context, [&]() -> absl::Status {
+      if (wire::Checksum(*request) != request->crc32c()) return Damaged("a search for a prefix");
+      if (!request->has_geometry()) return error::FieldMissing("geometry");
+      INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry,
+                              wire::FromProto(request->geometry()));
+      INFLLM_ASSIGN_OR_RETURN(
+          const memstore::Prefix found,
+          store_.FindPrefix(
+              {.tenant = request->tenant(),
+               .model = {.hi = request->fingerprint_hi(), .lo = request->fingerprint_lo()},
+               .recipe = request->recipe(),
+               .geometry = geometry},
+              request->exec_block(), wire::AsSpan(request->tokens())));
+      *response->mutable_context() = wire::ToProto(found.context);
+      response->set_tokens(found.tokens);
+      response->set_crc32c(wire::Checksum(*response));
       return absl::OkStatus();
     });
   }

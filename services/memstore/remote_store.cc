@@ -267,6 +267,8 @@ class RemoteStoreClient final : public RemoteStore {
     message.set_name(request.name);
     message.set_replaces(wire::ToProto(request.replaces));
     message.set_blocks(request.blocks);
+    message.set_exec_block(request.reusable.exec_block);
+    message.set_reusable_tokens(request.reusable.tokens);
     message.mutable_tokens()->Assign(request.tokens.begin(), request.tokens.end());
     message.set_state(request.state.data(), request.state.size());
     message.set_crc32c(wire::Checksum(message));
@@ -310,6 +312,42 @@ class RemoteStoreClient final : public RemoteStore {
     });
     INFLLM_RETURN_IF_ERROR(calls_.Settle("ListCommitted", status));
     return all;
+  }
+
+  absl::StatusOr<memstore::Prefix> FindPrefix(const memstore::ContextOptions& options,
+                                              int32_t exec_block,
+                                              std::span<const int32_t> tokens) override {
+    pb::FindPrefixRequest request;
+    request.set_tenant(options.tenant);
+    request.set_fingerprint_hi(options.model.hi);
+    request.set_fingerprint_lo(options.model.lo);
+    request.set_recipe(options.recipe);
+    *request.mutable_geometry() = wire::ToProto(options.geometry);
+    request.set_exec_block(exec_block);
+    request.mutable_tokens()->Assign(tokens.begin(), tokens.end());
+    request.set_crc32c(wire::Checksum(request));
+    pb::FindPrefixResponse response;
+    memstore::Prefix found;
+    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
+      INFLLM_RETURN_IF_ERROR(
+          calls_.CallOnce("FindPrefix", &Stub::AsyncFindPrefix, request, &response));
+      if (response.crc32c() != wire::Checksum(response)) {
+        return calls_.Counted(
+            error::DamagedAnswer(calls_.target(), {}, "the checksum of a prefix does not fit"));
+      }
+      INFLLM_ASSIGN_OR_RETURN(found.context,
+                              calls_.Counted(Committed(response.context(), options.tenant)));
+      found.tokens = response.tokens();
+      const memstore::Reusable& reusable = found.context.reusable;
+      if (found.context.options == options && reusable.exec_block == exec_block &&
+          found.tokens > 0 && found.tokens % exec_block == 0 && found.tokens <= reusable.tokens &&
+          found.tokens <= static_cast<int64_t>(tokens.size())) {
+        return absl::OkStatus();
+      }
+      return error::WrongAnswer(calls_.target(), {}, "a prefix that cannot be");
+    });
+    INFLLM_RETURN_IF_ERROR(calls_.Settle("FindPrefix", status));
+    return found;
   }
 
   absl::StatusOr<memstore::Checkpoint> ReadCheckpoint(const ContextId& committed) override {
@@ -434,7 +472,8 @@ class RemoteStoreClient final : public RemoteStore {
     const absl::Status valid = context.ok() ? Validate(context->options) : context.status();
     if (!valid.ok()) return error::WrongAnswer(calls_.target(), {}, std::string(valid.message()));
     if (context->options.tenant != tenant || context->tokens < 0 || context->published < 0 ||
-        context->blocks < context->published) {
+        context->blocks < context->published ||
+        !memstore::Validate(context->reusable, context->tokens).ok()) {
       return error::WrongAnswer(calls_.target(), {}, "a committed context that cannot be");
     }
     return context;

@@ -142,6 +142,8 @@ uint32_t Checksum(const pb::CommitRequest& request) {
       .AddCounted(request.name())
       .Add(request.replaces())
       .Add(request.blocks())
+      .Add(int64_t{request.exec_block()})
+      .Add(request.reusable_tokens())
       .AddCounted(request.tokens())
       .AddCounted(request.state())
       .crc();
@@ -162,7 +164,25 @@ uint32_t Checksum(const pb::CommittedContext& context) {
       .Add(context.created_ms())
       .Add(context.stored_bytes())
       .AddCounted(context.tenant())
+      .Add(int64_t{context.exec_block()})
+      .Add(context.reusable_tokens())
       .crc();
+}
+
+uint32_t Checksum(const pb::FindPrefixRequest& request) {
+  return Sum()
+      .AddCounted(request.tenant())
+      .Add(static_cast<int64_t>(request.fingerprint_hi()))
+      .Add(static_cast<int64_t>(request.fingerprint_lo()))
+      .AddCounted(request.recipe())
+      .Add(request.geometry())
+      .Add(int64_t{request.exec_block()})
+      .AddCounted(request.tokens())
+      .crc();
+}
+
+uint32_t Checksum(const pb::FindPrefixResponse& response) {
+  return Sum().Add(int64_t{response.context().crc32c()}).Add(response.tokens()).crc();
 }
 
 uint32_t CheckpointChecksum(const memstore::ContextId& id,
@@ -232,6 +252,7 @@ absl::StatusOr<memstore::CommittedContext> FromProto(const pb::CommittedContext&
       .tokens = proto.tokens(),
       .blocks = proto.blocks(),
       .published = proto.published(),
+      .reusable = {.exec_block = proto.exec_block(), .tokens = proto.reusable_tokens()},
       .created_ms = proto.created_ms(),
       .stored_bytes = proto.stored_bytes()};
   INFLLM_ASSIGN_OR_RETURN(context.id, ContextFromProto("id", proto.id()));
@@ -251,6 +272,8 @@ pb::CommittedContext ToProto(const memstore::CommittedContext& context) {
   proto.set_tokens(context.tokens);
   proto.set_blocks(context.blocks);
   proto.set_published(context.published);
+  proto.set_exec_block(context.reusable.exec_block);
+  proto.set_reusable_tokens(context.reusable.tokens);
   proto.set_base(ToProto(context.base));
   proto.set_created_ms(context.created_ms);
   proto.set_stored_bytes(context.stored_bytes);

@@ -55,6 +55,8 @@ uint32_t Checksum(const infllm::v1::SelectRequest& request);
 uint32_t Checksum(const infllm::v1::ForkRequest& request);
 uint32_t Checksum(const infllm::v1::CommitRequest& request);
 uint32_t Checksum(const infllm::v1::CommittedContext& context);
+uint32_t Checksum(const infllm::v1::FindPrefixRequest& request);
+uint32_t Checksum(const infllm::v1::FindPrefixResponse& response);
 // Of the answer about `id`.
 uint32_t CheckpointChecksum(const memstore::ContextId& id,
                             const infllm::v1::ReadCheckpointResponse& response);

@@ -6,11 +6,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iostream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/byte_size.h"
+#include "services/common/progress.h"
 #include "services/common/store_factory.h"
 #include "services/common/xz.h"
 #include "worker/model/read_file.h"
@@ -157,6 +159,19 @@ absl::StatusOr<std::unique_ptr<Runtime>> Runtime::Make(const RuntimeFlags& flags
   INFLLM_ASSIGN_OR_RETURN(static_cast<EngineRuntime&>(*runtime),
                           NewEngine(*runtime, flags, cancel));
   return runtime;
+}
+
+absl::StatusOr<worker::Engine::Start> StartFromPrefix(worker::Engine& engine,
+                                                      std::span<const int32_t> tokens, bool quiet) {
+  INFLLM_ASSIGN_OR_RETURN(worker::Engine::Start start, engine.StartFromPrefix(tokens));
+  if (!start.passed_over.ok()) {
+    std::cerr << "infllm: all is read anew, although a committed context begins alike: "
+              << start.passed_over.message() << "\n";
+  } else if (start.cached_tokens > 0 && !quiet) {
+    std::cerr << "context \"" << start.context << "\" begins with "
+              << WithThousands(start.cached_tokens) << " tokens of it\n";
+  }
+  return start;
 }
 
 absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::string& directory) {

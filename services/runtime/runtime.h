@@ -39,6 +39,11 @@ struct Runtime : worker::ModelRuntime, EngineRuntime {
                                                        const std::atomic<bool>* cancel);
 };
 
+// Engine::StartFromPrefix. Says on stderr what the sequence goes on from, unless `quiet`, and why
+// it does not although it could.
+absl::StatusOr<worker::Engine::Start> StartFromPrefix(worker::Engine& engine,
+                                                      std::span<const int32_t> tokens, bool quiet);
+
 // FAILED_PRECONDITION if the model directory has no tokenizer: the command needs text.
 absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::string& directory);
 

@@ -18,6 +18,7 @@ CommitRecord Record() {
                    .tokens = 3,
                    .blocks = 5,
                    .published = 4,
+                   .reusable = {.exec_block = 1, .tokens = 2},
                    .base = {.hi = 7, .lo = 8},
                    .created_ms = 1234567890123,
                    .stored_bytes = 99},
@@ -43,7 +44,8 @@ CommitRecord Record() {
                                         .chunks = {36, 37}},
                                .blocks = 4}},
           .checkpoint = {38},
-          .checkpoint_bytes = 20};
+          .checkpoint_bytes = 20,
+          .prefix = {PrefixHash{1, 2}, PrefixHash{3, 4}}};
 }
 
 absl::StatusOr<CommitRecord> RoundTrip(const CommitRecord& record) {
@@ -92,6 +94,11 @@ TEST(CommitRecordTest, PartsThatAreNotWholeAreRefused) {
   refused([](CommitRecord& r) { r.representatives[0].part.blocks = INT64_MAX; });
   refused([](CommitRecord& r) { r.checkpoint.push_back(40); });
   refused([](CommitRecord& r) { r.checkpoint_bytes = int64_t{1} << 40; });
+  refused([](CommitRecord& r) { r.prefix.pop_back(); });
+  refused([](CommitRecord& r) { r.info.reusable = {}; });
+  refused([](CommitRecord& r) { r.info.reusable.exec_block = 0; });
+  refused([](CommitRecord& r) { r.info.reusable.tokens = 3; });
+  refused([](CommitRecord& r) { r.info.reusable.tokens = -2; });
 }
 
 TEST(ChunkTest, IsOfItsPlaceAlone) {

@@ -1,5 +1,6 @@
 // The contract about commits. What survives the end of a process: catalog_test.cc.
 #include <algorithm>
+#include <numeric>
 #include <string>
 #include <utility>
 #include <vector>
@@ -134,6 +135,102 @@ TEST_P(MemoryStoreContract, ACommitReplacesTheOneThatHadTheName) {
   third.replaces = second.id;
   EXPECT_THAT(store_->Commit(third), StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("\"b\"")))
       << "it has another name";
+}
+
+// Of a context with `tokens`, which can be gone on from at multiples of 4 up to `reusable`.
+CommitRequest Begins(const ContextId& context, std::string name, std::span<const int32_t> tokens,
+                     int64_t reusable) {
+  CommitRequest request = RequestOf(context, 1, std::move(name));
+  request.tokens = tokens;
+  request.reusable = {.exec_block = 4, .tokens = reusable};
+  return request;
+}
+
+TEST_P(MemoryStoreContract, ThePrefixFoundIsTheLongest) {
+  Remake(/*ram_blocks=*/1000, NewFakeColdStore());
+  std::vector<int32_t> tokens(40);
+  std::iota(tokens.begin(), tokens.end(), 100);
+  std::vector<int32_t> forked = tokens;  // differs from token 17 on
+  std::iota(forked.begin() + 17, forked.end(), 500);
+  const auto find = [&](std::span<const int32_t> wanted) {
+    return store_->FindPrefix(Options(), 4, wanted);
+  };
+  const auto expect = [&](std::span<const int32_t> wanted, const char* name, int64_t shared) {
+    const auto found = find(wanted);
+    ASSERT_OK(found);
+    EXPECT_EQ(found->context.name, name);
+    EXPECT_EQ(found->tokens, shared);
+    EXPECT_EQ(*store_->FindCommitted("tenant", name), found->context);
+  };
+  const auto none = StatusIs(absl::StatusCode::kNotFound);
+  EXPECT_THAT(find(tokens), none) << "nothing is committed";
+  const ContextId id = WithBlocks(1, 1);
+  const std::span<const int32_t> all = tokens;
+  ASSERT_OK(store_->Commit(Begins(id, "whole", tokens, 40)));
+  ASSERT_OK(store_->Commit(Begins(id, "half", all.first(20), 20)));
+  ASSERT_OK(store_->Commit(Begins(id, "fork", forked, 36)));
+  ASSERT_OK(store_->Commit(Begins(id, "aside", tokens, 0)));
+  expect(tokens, "whole", 40);
+  expect(all.first(39), "whole", 36);
+  expect(forked, "fork", 36);
+  std::vector<int32_t> other = tokens;
+  other[21] = 0;
+  expect(other, "whole", 20);
+  EXPECT_THAT(find(all.first(3)), none) << "less than an exec block";
+  EXPECT_THAT(find(all.subspan(4)), none) << "its end alone";
+  EXPECT_THAT(find({}), none);
+  other = tokens;
+  other[0] = 0;
+  EXPECT_THAT(find(other), none);
+
+  ASSERT_OK_AND_ASSIGN(const CommittedContext whole, store_->FindCommitted("tenant", "whole"));
+  EXPECT_EQ(whole.reusable, (Reusable{.exec_block = 4, .tokens = 40}));
+  ASSERT_OK(store_->Drop(whole.id));
+  expect(tokens, "half", 20);
+  expect(all.first(16), "half", 16);
+}
+
+TEST_P(MemoryStoreContract, APrefixIsFoundOnlyAmongItsLike) {
+  Remake(/*ram_blocks=*/1000, NewFakeColdStore());
+  const std::vector<int32_t> tokens(8, 3);
+  ASSERT_OK(store_->Commit(Begins(WithBlocks(1, 1), "a", tokens, 8)));
+  const auto none = StatusIs(absl::StatusCode::kNotFound);
+  ASSERT_OK(store_->FindPrefix(Options(), 4, tokens));
+  EXPECT_THAT(store_->FindPrefix(Options(), 2, tokens), none);
+  EXPECT_THAT(store_->FindPrefix(Options(), 8, tokens), none);
+  ContextOptions other = Options();
+  other.tenant = "other";
+  EXPECT_THAT(store_->FindPrefix(other, 4, tokens), none);
+  other = Options();
+  other.model.lo ^= 1;
+  EXPECT_THAT(store_->FindPrefix(other, 4, tokens), none);
+  other = Options();
+  other.recipe += "x";
+  EXPECT_THAT(store_->FindPrefix(other, 4, tokens), none);
+  other = Options();
+  other.geometry.head_dim *= 2;
+  EXPECT_THAT(store_->FindPrefix(other, 4, tokens), none);
+}
+
+TEST_P(MemoryStoreContract, WhatCannotBeGoneOnFromIsRefused) {
+  Remake(/*ram_blocks=*/1000, NewFakeColdStore());
+  const ContextId id = WithBlocks(1, 1);
+  const std::vector<int32_t> tokens(8, 3);
+  const auto refused = [&](Reusable reusable, const char* text) {
+    CommitRequest request = Begins(id, "a", tokens, 0);
+    request.reusable = reusable;
+    EXPECT_THAT(store_->Commit(request),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(text)));
+  };
+  refused({.exec_block = 4, .tokens = 12}, "12");
+  refused({.exec_block = 4, .tokens = -4}, "-4");
+  refused({.exec_block = 4, .tokens = 6}, "multiple of exec_block = 4");
+  refused({.exec_block = 0, .tokens = 8}, "exec_block");
+  refused({.exec_block = -4, .tokens = 8}, "exec_block");
+  for (const int32_t exec_block : {0, -1, limits::kMaxExecBlock + 1}) {
+    EXPECT_THAT(store_->FindPrefix(Options(), exec_block, tokens),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("exec_block")));
+  }
 }
 
 TEST_P(MemoryStoreContract, ACommitCanBeRepeated) {

@@ -85,8 +85,8 @@ TEST_F(ContextsCliTest, ALongerTextGoesOnWhereTheContextEnds) {
   ASSERT_EQ(first.status, 0) << first.err;
   const Result second = Run(Plus(Ingest(store, "a", text), {"--json"}));
   ASSERT_EQ(second.status, 0) << second.err;
-  EXPECT_GT(second.json<Json>().at("resumed_at"), 500);
-  EXPECT_EQ(second.json<Json>().at("resumed_at").get<int64_t>() % 32, 0) << "a whole exec block";
+  EXPECT_GT(second.json<Json>().at("cached_tokens"), 500);
+  EXPECT_EQ(second.json<Json>().at("cached_tokens").get<int64_t>() % 32, 0) << "a whole exec block";
   EXPECT_EQ(Ask(Plus({"--context", "a"}, store)), expected);
 
   const Result other = Run(Ingest(store, "a", dir_.Write("other", "Once there was a cat.")));
@@ -94,6 +94,32 @@ TEST_F(ContextsCliTest, ALongerTextGoesOnWhereTheContextEnds) {
   EXPECT_THAT(other.err, AllOf(HasSubstr("\"a\" holds another text: from token"),
                                HasSubstr("contexts delete")));
   EXPECT_EQ(Ask(Plus({"--context", "a"}, store)), expected);
+}
+
+TEST_F(ContextsCliTest, ATextThatBeginsLikeAContextIsReadFromThereOn) {
+  const std::string begin = StoryText(40);
+  const std::string text = dir_.Write("text", begin + " Then the cat said something else.");
+  const Json expected = Ask({"--text", text});
+  const Arguments store = {"--data-dir", dir_.file("data")};
+  ASSERT_EQ(Run(Ingest(store, "a", dir_.Write("begin", begin))).status, 0);
+  const Result asked = Run(With(Plus({"ask", "--model", kModel, "--question", "One day, Tim",
+                                      "--max-tokens", "30", "--text", text},
+                                     store)));
+  EXPECT_EQ(asked.status, 0) << asked.err;
+  EXPECT_THAT(asked.err, HasSubstr("context \"a\" begins with "));
+  EXPECT_THAT(asked.out, HasSubstr(" were committed"));
+  EXPECT_EQ(Ask(Plus({"--text", text}, store)), expected);
+
+  const Json second = Run(Plus(Ingest(store, "b", text), {"--json"})).json<Json>();
+  EXPECT_GT(second.at("cached_tokens"), 500);
+  EXPECT_EQ(Ask(Plus({"--context", "b"}, store)), expected);
+  const Json again = Run(Plus(Ingest(store, "c", text), {"--json"})).json<Json>();
+  EXPECT_EQ(again.at("cached_tokens").get<int64_t>(),
+            again.at("text_tokens").get<int64_t>() / 32 * 32);
+  EXPECT_EQ(Ask(Plus({"--context", "c"}, store)), expected);
+  // Other settings, other keys and values.
+  const Json other = Run(Plus(Ingest(store, "d", text), {"--json", "--far-bias=-1"})).json<Json>();
+  EXPECT_EQ(other.at("cached_tokens"), 0);
 }
 
 TEST_F(ContextsCliTest, ContextsAreListedShownForkedAndDeleted) {

@@ -57,6 +57,9 @@ class PuppetStore final : public memstore::MemoryStore {
       find_committed;
   Settable<absl::StatusOr<std::vector<memstore::CommittedContext>>(std::string_view)>
       list_committed;
+  Settable<absl::StatusOr<memstore::Prefix>(const memstore::ContextOptions&, int32_t,
+                                            std::span<const int32_t>)>
+      find_prefix;
   Settable<absl::StatusOr<memstore::Checkpoint>(const ContextId&)> read_checkpoint;
 
   absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
@@ -106,6 +109,11 @@ class PuppetStore final : public memstore::MemoryStore {
   absl::StatusOr<std::vector<memstore::CommittedContext>> ListCommitted(
       std::string_view tenant) override {
     return list_committed(tenant);
+  }
+  absl::StatusOr<memstore::Prefix> FindPrefix(const memstore::ContextOptions& options,
+                                              int32_t exec_block,
+                                              std::span<const int32_t> tokens) override {
+    return find_prefix(options, exec_block, tokens);
   }
   absl::StatusOr<memstore::Checkpoint> ReadCheckpoint(const ContextId& id) override {
     return read_checkpoint(id);

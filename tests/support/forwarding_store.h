@@ -55,6 +55,11 @@ class ForwardingStore : public memstore::MemoryStore {
       std::string_view tenant) override {
     return base_->ListCommitted(tenant);
   }
+  absl::StatusOr<memstore::Prefix> FindPrefix(const memstore::ContextOptions& options,
+                                              int32_t exec_block,
+                                              std::span<const int32_t> tokens) override {
+    return base_->FindPrefix(options, exec_block, tokens);
+  }
   absl::StatusOr<memstore::Checkpoint> ReadCheckpoint(const ContextId& committed) override {
     return base_->ReadCheckpoint(committed);
   }

@@ -139,6 +139,44 @@ TEST_P(ResumeTest, FromTheMiddleOfAContextLikeFromItsEnd) {
   }
 }
 
+TEST_P(ResumeTest, ATextStartsFromTheContextThatBeginsLikeIt) {
+  const bool mean_key = Options().representative == kernels::RepresentativeKind::kMeanKey;
+  {
+    EngineWorld world = World();
+    const SequenceId sequence = world.NewSequence();
+    world.ReadAll(sequence, Part(0, 101), 16);
+    ASSERT_OK(world.engine->Commit(sequence, "a", {}, Part(0, 101)));
+    // What is read in other pieces is not what another would have read.
+    world.ReadAll(sequence, Part(101, 181), 16);
+    ASSERT_OK(world.engine->Commit(sequence, "b", {}, Part(0, 181)));
+    const SequenceId other = world.NewSequence();
+    world.ReadAll(other, Part(0, 64), 16);
+    for (int64_t i = 64; i < 128; ++i) world.ReadAll(other, Part(i, i + 1), 16);
+    ASSERT_OK(world.engine->Commit(other, "c", {}, Part(0, 128)));
+  }
+  struct Case {
+    size_t differs = 0;  // the first token that is not theirs
+    int64_t cached = 0;
+  };
+  for (const bool remote : {false, true}) {
+    EngineWorld world = World(remote);
+    for (const auto& [differs, cached] : {Case{200, 96}, {96, 96}, {90, 80}, {5, 0}}) {
+      std::vector<int32_t> text(Part(0, 250).begin(), Part(0, 250).end());
+      text[differs] ^= 1;
+      ASSERT_OK_AND_ASSIGN(const Engine::Start start, world.engine->StartFromPrefix(text));
+      EXPECT_OK(start.passed_over);
+      EXPECT_EQ(start.cached_tokens, mean_key ? 0 : cached) << differs;
+      EXPECT_EQ(start.context.empty(), start.cached_tokens == 0);
+      const auto begin = static_cast<size_t>(start.cached_tokens);
+      const SequenceId alone = world.NewSequence();
+      world.ReadAll(alone, std::span(text).first(begin), 16);
+      EXPECT_EQ(world.ReadAll(start.sequence, std::span(text).subspan(begin), 16),
+                world.ReadAll(alone, std::span(text).subspan(begin), 16))
+          << differs;
+    }
+  }
+}
+
 TEST_P(ResumeTest, ForksOfACommitGoTheirOwnWay) {
   EngineWorld world = World();
   const SequenceId sequence = world.NewSequence();

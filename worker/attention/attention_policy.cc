@@ -197,7 +197,8 @@ absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Fork(const Atte
   const int64_t pages = state.window.PagesForFork();
   if (arena_.free_pages() < pages) return NoRoom("the unfinished pages of a fork", pages, arena_);
   INFLLM_ASSIGN_OR_RETURN(KvWindow window, state.window.Fork(backend_, stream_));
-  auto fork = std::make_unique<AttentionState>(AttentionState{.window = std::move(window)});
+  auto fork = std::make_unique<AttentionState>(
+      AttentionState{.window = std::move(window), .whole_tokens = state.whole_tokens});
   if (state.far == nullptr) return fork;
   const FarMemory& parent = *state.far;
   if (mass_arena_ != nullptr &&
@@ -218,6 +219,21 @@ absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Fork(const Atte
   return fork;
 }
 
+// With mean-key a context goes on from its end alone.
+memstore::Reusable AttentionPolicy::ReusableOf(const AttentionState& state) const {
+  return {.exec_block = static_cast<int32_t>(options_.exec_block),
+          .tokens = UsesMass(options_) ? 0 : state.whole_tokens};
+}
+
+absl::StatusOr<memstore::Prefix> AttentionPolicy::FindPrefix(
+    std::span<const int32_t> tokens) const {
+  if (checkpointer_ == nullptr || UsesMass(options_)) {
+    return absl::NotFoundError("contexts are not gone on from within their tokens");
+  }
+  return environment_.store->FindPrefix(StoreOptions(), static_cast<int32_t>(options_.exec_block),
+                                        tokens);
+}
+
 absl::StatusOr<memstore::ContextId> AttentionPolicy::Commit(const AttentionState& state,
                                                             std::string_view name,
                                                             const memstore::ContextId& replaces,
@@ -231,6 +247,7 @@ absl::StatusOr<memstore::ContextId> AttentionPolicy::Commit(const AttentionState
                                                      .name = std::string(name),
                                                      .replaces = replaces,
                                                      .blocks = state.far->stored_blocks,
+                                                     .reusable = ReusableOf(state),
                                                      .tokens = tokens,
                                                      .state = saved}));
   return id;
@@ -262,6 +279,8 @@ absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Open(
     }
   }
   INFLLM_RETURN_IF_ERROR(checkpointer_->Restore(saved, committed, position, *state));
+  state->whole_tokens =
+      std::min(position - position % options_.exec_block, committed.reusable.tokens);
   return state;
 }
 
@@ -321,6 +340,9 @@ absl::Status AttentionPolicy::Plan(std::span<StepPart> parts) {
            .rows = std::min(options_.exec_block, part.tokens - done),
            .position = begin + done,
            .end_block = retriever_ == nullptr ? 0 : SelectableBlocks(options_, begin + done)});
+    }
+    if (begin == part.state->whole_tokens) {
+      part.state->whole_tokens += part.tokens - part.tokens % options_.exec_block;
     }
     plan_.rows += part.tokens;
   }

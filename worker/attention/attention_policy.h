@@ -77,6 +77,9 @@ class AttentionPolicy {
   absl::StatusOr<memstore::ContextId> Commit(const AttentionState& state, std::string_view name,
                                              const memstore::ContextId& replaces,
                                              std::span<const int32_t> tokens);
+  // As MemoryStore::FindPrefix, of contexts that Open takes. NOT_FOUND also where the policy, or
+  // mean-key, goes on from no token within a context.
+  absl::StatusOr<memstore::Prefix> FindPrefix(std::span<const int32_t> tokens) const;
   // A state that goes on from the first `position` tokens of a committed context: bit for bit as if
   // it had read them itself.
   //   UNIMPLEMENTED        as above
@@ -121,6 +124,7 @@ class AttentionPolicy {
                   const kernels::PageShape& page, PageArena arena);
   absl::Status Prepare();
   memstore::ContextOptions StoreOptions() const;
+  memstore::Reusable ReusableOf(const AttentionState& state) const;
   // Of a new context; nothing is in it yet, and the store does not know it.
   absl::StatusOr<std::unique_ptr<FarMemory>> NewFarMemory();
   absl::Status Admit(StepPart& part);

@@ -35,6 +35,8 @@ using SelectionObserver = std::function<void(int64_t layer, int64_t first_positi
 struct AttentionState {
   KvWindow window;
   std::unique_ptr<FarMemory> far;  // kInfLlm only
+  // Read in whole exec blocks from the start on, as any other would read the same tokens.
+  int64_t whole_tokens = 0;
   AttentionStats stats;
   SelectionObserver observer;
 };

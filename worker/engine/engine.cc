@@ -38,13 +38,14 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::New(const LoadedModel& model,
            .kv_dtype = options.kv_dtype,
            .fingerprint = model.fingerprint,
            .kv_bytes = options.kv_bytes > 0 ? options.kv_bytes : DefaultKvBytes()}));
-  return std::unique_ptr<Engine>(new Engine(model, backend, std::move(policy)));
+  return std::unique_ptr<Engine>(new Engine(model, backend, store, std::move(policy)));
 }
 
-Engine::Engine(const LoadedModel& model, kernels::Backend& backend,
+Engine::Engine(const LoadedModel& model, kernels::Backend& backend, memstore::MemoryStore* store,
                std::unique_ptr<AttentionPolicy> policy)
     : model_(model),
       backend_(backend),
+      store_(store),
       policy_(std::move(policy)),
       decoder_(model.config, *model.weights, backend, stream_),
       scratch_(backend) {}
@@ -84,6 +85,31 @@ absl::StatusOr<SequenceId> Engine::Fork(SequenceId parent) {
   INFLLM_ASSIGN_OR_RETURN(const Sequence* const from, FindSound(parent));
   INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state, policy_->Fork(*from->state));
   return Add(std::move(state));
+}
+
+absl::StatusOr<Engine::Start> Engine::StartFromPrefix(std::span<const int32_t> tokens) {
+  Start start;
+  const auto open = [&]() -> absl::Status {
+    INFLLM_ASSIGN_OR_RETURN(const memstore::Prefix prefix, policy_->FindPrefix(tokens));
+    INFLLM_ASSIGN_OR_RETURN(const memstore::Checkpoint checkpoint,
+                            store_->ReadCheckpoint(prefix.context.id));
+    const auto same = tokens.first(static_cast<size_t>(prefix.tokens));
+    if (checkpoint.tokens.size() < same.size() ||
+        !std::ranges::equal(same, std::span(checkpoint.tokens).first(same.size()))) {
+      return absl::DataLossError(absl::StrCat("context \"", prefix.context.name,
+                                              "\" was found by hashes of tokens that it does not "
+                                              "hold"));
+    }
+    INFLLM_ASSIGN_OR_RETURN(start.sequence, Open(prefix.context, checkpoint.state, prefix.tokens));
+    start.cached_tokens = prefix.tokens;
+    start.context = prefix.context.name;
+    return absl::OkStatus();
+  };
+  absl::Status status = open();
+  if (status.ok()) return start;
+  if (!absl::IsNotFound(status)) start.passed_over = std::move(status);
+  INFLLM_ASSIGN_OR_RETURN(start.sequence, NewSequence());
+  return start;
 }
 
 absl::StatusOr<memstore::ContextId> Engine::Commit(SequenceId id, std::string_view name,

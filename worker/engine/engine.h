@@ -92,6 +92,15 @@ class Engine {
   // read. RESOURCE_EXHAUSTED says need and limit; NOT_FOUND: no such sequence, or it has failed.
   absl::StatusOr<SequenceId> NewSequence();
   absl::StatusOr<SequenceId> Fork(SequenceId sequence);
+  // A sequence that is to read these tokens, and goes on from the committed context that begins
+  // with most of them, as if it had read them itself; a new one if there is none.
+  struct Start {
+    SequenceId sequence{};
+    int64_t cached_tokens = 0;  // need not be read; a multiple of exec_block
+    std::string context;        // their name; empty: none
+    absl::Status passed_over;   // why the context that was found is not used
+  };
+  absl::StatusOr<Start> StartFromPrefix(std::span<const int32_t> tokens);
   void Drop(SequenceId sequence);
 
   // Commits what a sequence has read, `tokens`, to the memory store, under a name; it may go on.
@@ -138,7 +147,7 @@ class Engine {
     float* logits = nullptr;                // [rows, vocab]
   };
 
-  Engine(const LoadedModel& model, kernels::Backend& backend,
+  Engine(const LoadedModel& model, kernels::Backend& backend, memstore::MemoryStore* store,
          std::unique_ptr<AttentionPolicy> policy);
   Sequence* Find(SequenceId id);
   // NOT_FOUND: there is none, or it has failed.
@@ -153,6 +162,7 @@ class Engine {
 
   const LoadedModel& model_;
   kernels::Backend& backend_;
+  memstore::MemoryStore* const store_;  // may be null
   const kernels::Stream stream_ = kernels::Backend::kMainStream;
   std::unique_ptr<AttentionPolicy> policy_;
   Decoder decoder_;
