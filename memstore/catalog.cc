@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -221,10 +220,7 @@ absl::StatusOr<Prefix> Catalog::FindPrefix(const ContextOptions& options, int32_
     const auto end = std::ranges::partition_point(
         all, [&](const PrefixHash& have) { return have == wanted[&have - all.data()]; });
     const auto same = static_cast<size_t>(end - all.begin());
-    const auto later = [](const Entry& a, const Entry& b) {
-      return std::tie(a.info.created_ms, a.info.name) > std::tie(b.info.created_ms, b.info.name);
-    };
-    if (best == nullptr || same > blocks || (same == blocks && later(*entry, *best))) {
+    if (best == nullptr || same > blocks) {
       best = entry.get();
       blocks = same;
     }

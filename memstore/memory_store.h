@@ -214,7 +214,7 @@ class MemoryStore {
   // All of the tenant's, by name.
   virtual absl::StatusOr<std::vector<CommittedContext>> ListCommitted(std::string_view tenant) = 0;
   // Of the tenant's contexts that were committed with these options and this exec block, the one
-  // that begins with the most exec blocks of `tokens`; of equals the last to be committed. Found by
+  // that begins with the most exec blocks of `tokens`; of equals the first by name. Found by
   // hashes (prefix_hash.h): compare the checkpoint's tokens before use.
   //   NOT_FOUND         none begins with the first exec block of them
   //   INVALID_ARGUMENT  the options are out of their limits, or exec_block or the tokens are

@@ -175,7 +175,7 @@ TEST_P(MemoryStoreContract, ThePrefixFoundIsTheLongest) {
   expect(forked, "fork", 36);
   std::vector<int32_t> other = tokens;
   other[21] = 0;
-  expect(other, "whole", 20);
+  expect(other, "half", 20);
   EXPECT_THAT(find(all.first(3)), none) << "less than an exec block";
   EXPECT_THAT(find(all.subspan(4)), none) << "its end alone";
   EXPECT_THAT(find({}), none);
@@ -187,7 +187,7 @@ TEST_P(MemoryStoreContract, ThePrefixFoundIsTheLongest) {
   EXPECT_EQ(whole.reusable, (Reusable{.exec_block = 4, .tokens = 40}));
   ASSERT_OK(store_->Drop(whole.id));
   expect(tokens, "half", 20);
-  expect(all.first(16), "half", 16);
+  expect(all.first(16), "fork", 16);
 }
 
 TEST_P(MemoryStoreContract, APrefixIsFoundOnlyAmongItsLike) {
