@@ -115,6 +115,19 @@ BlockIndex BlockIndex::Fork(int64_t blocks) const {
   return fork;
 }
 
+void BlockIndex::Join(const BlockIndex& fork) {
+  Chunks chunks = *chunks_;
+  for (size_t i = 0; i < fork.extents_.size(); ++i) {
+    extents_.push_back(
+        {.first = size_ + fork.extents_[i].first, .blocks = fork.extents_[i].blocks});
+    chunks.push_back((*fork.chunks_)[i]);
+  }
+  chunks_ = std::make_shared<const Chunks>(std::move(chunks));
+  size_ += fork.size_;
+  shared_ += fork.size_;
+  room_ = 0;
+}
+
 absl::Status BlockIndex::AddChunk(int64_t wanted_blocks) {
   const auto block_bytes = static_cast<int64_t>(block_bytes_);
   const int64_t most = std::max(int64_t{1}, kMaxChunkBytes / block_bytes);

@@ -46,6 +46,8 @@ class BlockIndex {
   IndexView View() const;
   // Of the first `blocks` blocks. REQUIRES: they are there.
   BlockIndex Fork(int64_t blocks) const;
+  // Behind its own those of a fork, which it shares like a fork does.
+  void Join(const BlockIndex& fork);
 
  private:
   // One allocation.

@@ -319,6 +319,10 @@ absl::Status Catalog::Commit(const CommitRequest& request, Context& context) {
   INFLLM_RETURN_IF_ERROR(Validate(request));
   const std::lock_guard committing(commit_mu_);
   if (const EntryPtr existing = FindEntry(request.id)) return Repeated(request, *existing);
+  if (context.joined) {
+    return absl::FailedPreconditionError(
+        "the context begins with several others: it cannot be committed");
+  }
   const ContextOptions& options = context.owner->options;
   INFLLM_RETURN_IF_ERROR(CheckName(request, options));
   const std::shared_ptr<Context> snapshot = ContextRegistry::Snapshot(context, request.id);

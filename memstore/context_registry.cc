@@ -55,6 +55,10 @@ BlockTable BlockTable::First(int64_t blocks) const {
   return first;
 }
 
+void BlockTable::Join(const BlockTable& other) {
+  for (int64_t i = 0; i < other.size(); ++i) Append(other[i]);
+}
+
 Context::Layer::Layer(BlockTable blocks_in, BlockIndex index_in)
     : blocks(std::move(blocks_in)),
       index(std::move(index_in)),
@@ -92,8 +96,9 @@ absl::Status ContextRegistry::Create(const ContextId& id, const ContextOptions& 
   }
   INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(std::move(context)));
   if (existing == nullptr) return absl::OkStatus();
-  if (existing->parent.has_value()) {
-    return IsSomethingElse(*existing, absl::StrCat("as a fork of ", ToString(*existing->parent)));
+  if (!existing->parents.empty()) {
+    return IsSomethingElse(*existing,
+                           absl::StrCat("as a fork of ", ToString(existing->parents.front())));
   }
   if (existing->owner->options != options) return IsSomethingElse(*existing, "with other options");
   return absl::OkStatus();
@@ -109,7 +114,8 @@ std::shared_ptr<Context> ContextRegistry::Copy(Context& from, const ContextId& i
   auto context = std::make_shared<Context>(committed);
   context->owner =
       std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = from.owner->options});
-  context->parent = from.owner->context;
+  context->parents = {from.owner->context};
+  context->joined = from.joined;
   {  // first: by the time that the layers are copied they hold what is committed now
     const std::lock_guard lock(from.mu);
     context->base = from.committed ? from.owner->context : from.base;
@@ -129,18 +135,44 @@ std::shared_ptr<Context> ContextRegistry::Copy(Context& from, const ContextId& i
 }
 
 std::shared_ptr<Context> ContextRegistry::Snapshot(Context& context, const ContextId& id) {
-  return Copy(context, id, MemoryStore::kAllBlocks, /*committed=*/true);
+  return Copy(context, id, kAllBlocks, /*committed=*/true);
 }
 
-absl::Status ContextRegistry::Fork(Context& parent, const ContextId& child, int64_t blocks) {
-  const std::shared_ptr<Context> fork = Copy(parent, child, blocks, /*committed=*/false);
+// Adds a part behind what a fork has that nobody else knows yet.
+absl::Status ContextRegistry::Join(Context& fork, const Part& part) {
+  const int64_t end = fork.layers[0]->blocks.size();
+  for (size_t i = 0; i < fork.layers.size(); ++i) {
+    BlockTable blocks = fork.layers[i]->blocks;
+    BlockIndex index = fork.layers[i]->index;
+    if (blocks.size() != end || index.size() != end) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "no part can follow one that is not published as a whole: layer ", i, " has ",
+          blocks.size(), " blocks, ", index.size(), " of them published, layer 0 has ", end));
+    }
+    Context::Layer& from = *part.context->layers[i];
+    {
+      const std::lock_guard lock(from.mu);
+      blocks.Join(from.blocks.First(std::min(part.blocks, from.blocks.size())));
+      index.Join(from.index.Fork(std::min(part.blocks, from.index.size())));
+    }
+    fork.layers[i] = std::make_unique<Context::Layer>(std::move(blocks), std::move(index));
+  }
+  fork.parents.push_back(part.context->owner->context);
+  fork.joined = true;
+  return absl::OkStatus();
+}
+
+absl::Status ContextRegistry::Fork(std::span<const Part> parts, const ContextId& child) {
+  const std::shared_ptr<Context> fork = Copy(*parts[0].context, child, parts[0].blocks,
+                                             /*committed=*/false);
+  for (const Part& part : parts.subspan(1)) INFLLM_RETURN_IF_ERROR(Join(*fork, part));
   INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(fork));
   if (existing == nullptr) return absl::OkStatus();
-  if (existing->parent != parent.owner->context) {
+  if (existing->parents != fork->parents) {
     return IsSomethingElse(*existing,
-                           absl::StrCat("and is not a fork of ", ToString(parent.owner->context)));
+                           absl::StrCat("and is not a fork of ", ToString(fork->parents.front())));
   }
-  for (size_t i = 0; i < parent.layers.size(); ++i) {
+  for (size_t i = 0; i < fork->layers.size(); ++i) {
     Context::Layer& layer = *existing->layers[i];
     if (!IsAsForked(layer)) return IsSomethingElse(*existing, "and has grown since it was forked");
     if (layer.forked_blocks != fork->layers[i]->forked_blocks ||

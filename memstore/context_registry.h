@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -30,6 +31,7 @@ class BlockTable {
   void Append(std::shared_ptr<StoredBlock> block);
   // The first `blocks` of them. REQUIRES: blocks <= size().
   BlockTable First(int64_t blocks) const;
+  void Join(const BlockTable& other);
 
  private:
   static constexpr int64_t kSegmentBlocks = 256;
@@ -50,12 +52,13 @@ struct Context {
     std::mutex mu;
     BlockTable blocks ABSL_GUARDED_BY(mu);
     BlockIndex index ABSL_GUARDED_BY(mu);  // its size() blocks are published
-    // Sizes of both that the context began with: those of its parent then.
+    // Sizes of both that the context began with: those of its parents then.
     const int64_t forked_blocks;
     const int64_t forked_published;
   };
   std::shared_ptr<const BlockOwner> owner;  // shared with the blocks appended here
-  std::optional<ContextId> parent;          // that it was forked from
+  std::vector<ContextId> parents;           // that it was forked from
+  bool joined = false;                      // begins with blocks of several contexts
   std::vector<std::unique_ptr<Layer>> layers;
   const bool committed = false;  // it never changes
 
@@ -79,7 +82,11 @@ class ContextRegistry {
   //   ALREADY_EXISTS      the id is that of something else
   //   RESOURCE_EXHAUSTED  limits::kMaxContexts exist
   absl::Status Create(const ContextId& id, const ContextOptions& options);
-  absl::Status Fork(Context& parent, const ContextId& child, int64_t blocks);
+  struct Part {
+    std::shared_ptr<Context> context;
+    int64_t blocks = 0;
+  };
+  absl::Status Fork(std::span<const Part> parts, const ContextId& child);
   // A committed context of `id` that is as `context` now; it is not among the others.
   static std::shared_ptr<Context> Snapshot(Context& context, const ContextId& id);
   // An index for a layer of a context that is not made by Create or Fork.
@@ -94,6 +101,7 @@ class ContextRegistry {
  private:
   static std::shared_ptr<Context> Copy(Context& from, const ContextId& id, int64_t blocks,
                                        bool committed);
+  static absl::Status Join(Context& fork, const Part& part);
   // The stream that writes representatives.
   absl::StatusOr<kernels::Stream> WriteStream();
   // Null if it is in, or what has the id already.

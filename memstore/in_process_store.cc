@@ -203,12 +203,23 @@ class InProcessStore final : public MemoryStore {
     return tiers_->Acquire(blocks);
   }
 
-  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t blocks) override {
+  absl::Status Fork(std::span<const ForkPart> parts, const ContextId& child) override {
     INFLLM_RETURN_IF_ERROR(Validate(child));
-    INFLLM_RETURN_IF_ERROR(CheckField("blocks", blocks, 0, kAllBlocks));
-    INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> context, FindContext(parent));
+    INFLLM_RETURN_IF_ERROR(CheckField("number of parts", static_cast<int64_t>(parts.size()), 1,
+                                      limits::kMaxForkParts));
+    std::vector<ContextRegistry::Part> found;
+    for (const ForkPart& part : parts) {
+      INFLLM_RETURN_IF_ERROR(CheckField("blocks", part.blocks, 0, kAllBlocks));
+      INFLLM_ASSIGN_OR_RETURN(std::shared_ptr<Context> context, FindContext(part.context));
+      if (!found.empty() && context->owner->options != found[0].context->owner->options) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("context ", ToString(part.context), " has other options than ",
+                         ToString(parts[0].context), ": one context cannot begin with both"));
+      }
+      found.push_back({.context = std::move(context), .blocks = part.blocks});
+    }
     if (catalog_ != nullptr && catalog_->Has(child)) return IsCommitted(child);
-    return contexts_.Fork(*context, child, blocks);
+    return contexts_.Fork(found, child);
   }
 
   absl::Status Drop(const ContextId& id) override {

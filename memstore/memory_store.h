@@ -74,6 +74,13 @@ struct Prefix {
   int64_t tokens = 0;  // so many; at most context.reusable.tokens
 };
 
+// The first blocks of every layer of a context, as far as they are stored.
+inline constexpr int64_t kAllBlocks = INT64_MAX;
+struct ForkPart {
+  ContextId context;
+  int64_t blocks = kAllBlocks;
+};
+
 struct SelectQuery {
   ContextId context;
   std::span<const float> query;  // [q_heads, head_dim]: mean of the far-rotated queries
@@ -186,14 +193,19 @@ class MemoryStore {
   virtual absl::StatusOr<std::vector<BlockHandle>> Fetch(const ContextId& context, int32_t layer,
                                                          std::span<const int64_t> blocks) = 0;
 
-  // A new context that shares the first `blocks` blocks of every layer, as far as they are stored,
-  // and their representatives, and then grows apart. Repeating a call is OK, as long as neither has
-  // grown.
-  //   ALREADY_EXISTS    `child` exists and is something else
-  //   INVALID_ARGUMENT  `child` is zero, or `blocks` negative
-  static constexpr int64_t kAllBlocks = INT64_MAX;
-  virtual absl::Status Fork(const ContextId& parent, const ContextId& child,
-                            int64_t blocks = kAllBlocks) = 0;
+  // A new context that begins with the blocks of these parts, one behind the other, and with their
+  // representatives, shares them, and then grows apart. Repeating a call is OK, as long as none of
+  // them has grown.
+  //   ALREADY_EXISTS       `child` exists and is something else
+  //   INVALID_ARGUMENT     `child` is zero, the number of parts out of its limits, `blocks`
+  //                        negative, or the options of two parts differ
+  //   FAILED_PRECONDITION  a part that another follows has not the same number of blocks in every
+  //                        layer, all of them published
+  virtual absl::Status Fork(std::span<const ForkPart> parts, const ContextId& child) = 0;
+  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t blocks = kAllBlocks) {
+    const ForkPart part{.context = parent, .blocks = blocks};
+    return Fork({&part, 1}, child);
+  }
 
   // Forgets the context, also a committed one; payloads go when no fork needs them.
   virtual absl::Status Drop(const ContextId& context) = 0;
@@ -204,7 +216,7 @@ class MemoryStore {
   //   ALREADY_EXISTS       the name belongs to another committed context than `replaces`, or the id
   //                        to something else
   //   FAILED_PRECONDITION  the store keeps nothing on disk; or the layers of the context do not all
-  //                        have `blocks` blocks, as many published
+  //                        have `blocks` blocks, as many published; or it begins with several parts
   //   RESOURCE_EXHAUSTED   the disk is full; what was committed before is unharmed
   virtual absl::Status Commit(const CommitRequest& request) = 0;
 

@@ -27,7 +27,8 @@ using Json = nlohmann::ordered_json;
 struct AskFlags {
   RuntimeFlags runtime;
   SamplingFlags sampling;
-  std::string text, context;
+  std::string text;
+  std::vector<std::string> contexts;
   std::vector<std::string> questions, evidence;
   std::string question_format = "\\n{question}";
 };
@@ -65,41 +66,70 @@ absl::StatusOr<std::vector<TextRange>> FindEvidence(const AskFlags& flags,
   return ranges;
 }
 
-// A context that has been committed, instead of a text. `tail` is how its text ends: enough to ask
-// on.
-absl::StatusOr<Reading> Open(Runtime& runtime, const AskFlags& flags, std::string& tail) {
-  constexpr size_t kTailTokens = 64;
+// What the flags name.
+absl::StatusOr<std::vector<memstore::CommittedContext>> FindContexts(Runtime& runtime,
+                                                                     const AskFlags& flags) {
+  std::vector<memstore::CommittedContext> contexts;
+  if (flags.contexts.empty()) return contexts;
   if (runtime.store == nullptr) {
     return absl::InvalidArgumentError("only --policy infllm goes on from a context");
   }
+  for (const std::string& name : flags.contexts) {
+    INFLLM_ASSIGN_OR_RETURN(memstore::CommittedContext context,
+                            runtime.store->FindCommitted("", name));
+    contexts.push_back(std::move(context));
+  }
+  return contexts;
+}
+
+void TellMounted(std::span<const memstore::CommittedContext> mounted) {
+  for (const memstore::CommittedContext& context : mounted) {
+    absl::FPrintF(stderr, "mounted context \"%s\": %s tokens\n", context.name,
+                  WithThousands(context.tokens));
+  }
+}
+
+// The last of the contexts, instead of a text; the others are mounted. `tail` is how its text ends:
+// enough to ask on.
+absl::StatusOr<Reading> Open(Runtime& runtime, const AskFlags& flags,
+                             std::span<const memstore::CommittedContext> contexts,
+                             std::string& tail) {
+  constexpr size_t kTailTokens = 64;
   const auto start = std::chrono::steady_clock::now();
-  INFLLM_ASSIGN_OR_RETURN(const memstore::CommittedContext context,
-                          runtime.store->FindCommitted("", flags.context));
+  const memstore::CommittedContext& context = contexts.back();
   INFLLM_ASSIGN_OR_RETURN(const memstore::Checkpoint checkpoint,
                           runtime.store->ReadCheckpoint(context.id));
   Reading reading{.tokens = context.tokens};
   INFLLM_ASSIGN_OR_RETURN(reading.sequence,
-                          runtime.engine->Open(context, checkpoint.state, context.tokens));
+                          runtime.engine->Open(context, checkpoint.state, context.tokens,
+                                               contexts.first(contexts.size() - 1)));
   reading.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::span<const int32_t> tokens = checkpoint.tokens;
   tail = runtime.model->tokenizer->Decode(tokens.last(std::min(tokens.size(), kTailTokens)));
   if (!flags.runtime.json) {
     absl::FPrintF(stderr, "opened context \"%s\": %s tokens\n", context.name,
                   WithThousands(context.tokens));
+    TellMounted(contexts.first(contexts.size() - 1));
   }
   return reading;
 }
 
 absl::StatusOr<Reading> Read(Runtime& runtime, worker::Scheduler& scheduler, const AskFlags& flags,
+                             std::span<const memstore::CommittedContext> mounted,
                              const std::string& text, const std::vector<int32_t>& ids,
                              const Interrupt& interrupt) {
   Reading reading;
   reading.tokens = static_cast<int64_t>(ids.size());
   const auto start = std::chrono::steady_clock::now();
-  INFLLM_ASSIGN_OR_RETURN(const worker::Engine::Start started,
-                          StartFromPrefix(*runtime.engine, ids, flags.runtime.json));
-  reading.sequence = started.sequence;
-  reading.cached_tokens = started.cached_tokens;
+  if (mounted.empty()) {
+    INFLLM_ASSIGN_OR_RETURN(const worker::Engine::Start started,
+                            StartFromPrefix(*runtime.engine, ids, flags.runtime.json));
+    reading.sequence = started.sequence;
+    reading.cached_tokens = started.cached_tokens;
+  } else {
+    INFLLM_ASSIGN_OR_RETURN(reading.sequence, runtime.engine->NewSequence(mounted));
+    if (!flags.runtime.json) TellMounted(mounted);
+  }
   const int64_t fresh = reading.tokens - reading.cached_tokens;
   if (!flags.runtime.json) {
     absl::FPrintF(stderr, "reading %s tokens (%s of text) with policy %s\n", WithThousands(fresh),
@@ -287,13 +317,13 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Readi
   Json report = {{"policy", worker::Name(flags.runtime.attention.policy)},
                  {"text_tokens", reading.tokens},
                  {"load_seconds", runtime.load_seconds}};
-  if (flags.context.empty()) {
+  if (!flags.contexts.empty()) report["contexts"] = flags.contexts;
+  if (!flags.text.empty()) {
     report["ingest_seconds"] = reading.seconds;
     report["tokens_per_second"] =
         reading.seconds > 0 ? double(reading.tokens - reading.cached_tokens) / reading.seconds : 0;
     report["cached_tokens"] = reading.cached_tokens;
   } else {
-    report["context"] = flags.context;
     report["open_seconds"] = reading.seconds;
   }
   report["peak_rss_bytes"] = PeakRssBytes();
@@ -316,7 +346,7 @@ absl::StatusOr<Json> Report(Runtime& runtime, const AskFlags& flags, const Readi
 
 void PrintReport(const Json& report) {
   const std::string tokens = WithThousands(report["text_tokens"].get<int64_t>());
-  if (report.contains("context")) {
+  if (report.contains("open_seconds")) {
     absl::PrintF("\nopened    %s tokens in %.2f s\n", tokens, report["open_seconds"].get<double>());
   } else {
     const int64_t cached = report["cached_tokens"].get<int64_t>();
@@ -358,11 +388,16 @@ absl::Status RunAsk(const AskFlags& flags) {
                                                    " times, --question ", flags.questions.size(),
                                                    " times: give one for each question, or none"));
   }
-  if (flags.text.empty() == flags.context.empty()) {
-    return absl::InvalidArgumentError("give either --text or --context");
+  if (flags.text.empty() && flags.contexts.empty()) {
+    return absl::InvalidArgumentError("give a --text, or the --context of one that was ingested");
   }
-  if (!flags.context.empty() && !flags.evidence.empty()) {
-    return absl::InvalidArgumentError("--evidence is searched in a --text, not in a --context");
+  for (const std::string& name : flags.contexts) {
+    if (std::ranges::count(flags.contexts, name) == 1) continue;
+    return absl::InvalidArgumentError(absl::StrCat("--context \"", name, "\" is given twice"));
+  }
+  if (!flags.contexts.empty() && !flags.evidence.empty()) {
+    return absl::InvalidArgumentError(
+        "--evidence is searched in a --text alone: give it without --context");
   }
   std::string text;
   if (!flags.text.empty()) {
@@ -375,17 +410,19 @@ absl::Status RunAsk(const AskFlags& flags) {
   INFLLM_RETURN_IF_ERROR(RequireTokenizer(*runtime->model, flags.runtime.model));
   std::vector<EvidenceWatch> watches;
   std::vector<int32_t> ids;
-  if (flags.context.empty()) ids = runtime->model->EncodePrompt(text);
+  if (!flags.text.empty()) ids = runtime->model->EncodePrompt(text);
   for (const TokenRange& tokens : LocateTokens(*runtime->model->tokenizer, ids, text, evidence)) {
     watches.emplace_back(std::span(&tokens, 1), runtime->engine->attention(),
                          runtime->model->config.layers);
   }
 
+  INFLLM_ASSIGN_OR_RETURN(const std::vector<memstore::CommittedContext> contexts,
+                          FindContexts(*runtime, flags));
   worker::Scheduler scheduler(*runtime->engine, {.step_tokens = runtime->step_tokens});
   INFLLM_ASSIGN_OR_RETURN(const Reading reading,
-                          flags.context.empty()
-                              ? Read(*runtime, scheduler, flags, text, ids, interrupt)
-                              : Open(*runtime, flags, text));
+                          flags.text.empty()
+                              ? Open(*runtime, flags, contexts, text)
+                              : Read(*runtime, scheduler, flags, contexts, text, ids, interrupt));
   Interview interview(*runtime, scheduler, flags, text, reading, watches);
   INFLLM_ASSIGN_OR_RETURN(Json answers, interview.Run(interrupt));
 
@@ -406,8 +443,12 @@ Command AddAskCommand(CLI::App& app) {
   auto flags = std::make_shared<AskFlags>();
   AddRuntimeFlags(app, flags->runtime);
   app.add_option("--text", flags->text, "text file to read; - is stdin");
-  app.add_option("--context", flags->context,
-                 "instead of a text: a context that `infllm ingest` has committed");
+  app.add_option(
+         "--context", flags->contexts,
+         "a context that `infllm ingest` has committed, instead of a text; repeat it for more: "
+         "what they hold can be retrieved, and the last, or the text, is what comes before "
+         "the question")
+      ->take_all();
   app.add_option("--question", flags->questions,
                  "question about the text; repeat it for more, each is asked of the same state")
       ->required()

@@ -150,12 +150,15 @@ class MemoryStoreService final : public LeasingService, public Base {
                     pb::ForkResponse*) override {
     return Run(context, [&]() -> absl::Status {
       if (wire::Checksum(*request) != request->crc32c()) return Damaged("a fork");
-      INFLLM_ASSIGN_OR_RETURN(const ContextId parent,
-                              wire::ContextFromProto("parent", request->parent()));
+      std::vector<memstore::ForkPart> parts;
+      for (const pb::ForkRequest::Part& part : request->parts()) {
+        INFLLM_ASSIGN_OR_RETURN(const ContextId id,
+                                wire::ContextFromProto("parts", part.context()));
+        parts.push_back({.context = id, .blocks = part.blocks()});
+      }
       INFLLM_ASSIGN_OR_RETURN(const ContextId child,
                               wire::ContextFromProto("child", request->child()));
-      return UnderLease(child, request->lease(),
-                        [&] { return store_.Fork(parent, child, request->blocks()); });
+      return UnderLease(child, request->lease(), [&] { return store_.Fork(parts, child); });
     });
   }
 

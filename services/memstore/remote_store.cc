@@ -225,18 +225,25 @@ class RemoteStoreClient final : public RemoteStore {
     return handles;
   }
 
-  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t blocks) override {
-    std::optional<Context> shared = Recall(parent);  // before the call: this much, at least
+  using MemoryStore::Fork;
+  absl::Status Fork(std::span<const memstore::ForkPart> parts, const ContextId& child) override {
+    std::optional<Context> shared;  // before the call: this much, at least
+    if (parts.size() == 1) shared = Recall(parts[0].context);
     pb::ForkRequest request;
-    request.set_parent(wire::ToProto(parent));
+    for (const memstore::ForkPart& part : parts) {
+      pb::ForkRequest::Part& message = *request.add_parts();
+      message.set_context(wire::ToProto(part.context));
+      message.set_blocks(part.blocks);
+    }
     request.set_child(wire::ToProto(child));
-    request.set_blocks(blocks);
     request.set_lease(wire::ToProto(lease_.lease()));
     request.set_crc32c(wire::Checksum(request));
     pb::ForkResponse response;
     INFLLM_RETURN_IF_ERROR(calls_.Call("Fork", &Stub::AsyncFork, request, &response));
     if (!shared.has_value()) return absl::OkStatus();  // the daemon is asked when it is needed
-    for (int64_t& published : shared->published) published = std::min(published, blocks);
+    for (int64_t& published : shared->published) {
+      published = std::min(published, parts[0].blocks);
+    }
     const std::lock_guard lock(mutex_);
     contexts_[child] = *std::move(shared);
     return absl::OkStatus();

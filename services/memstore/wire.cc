@@ -127,12 +127,12 @@ uint32_t Checksum(const pb::SelectRequest& request) {
 }
 
 uint32_t Checksum(const pb::ForkRequest& request) {
-  return Sum()
-      .Add(request.parent())
-      .Add(request.child())
-      .Add(request.blocks())
-      .Add(request.lease())
-      .crc();
+  Sum sum;
+  sum.Add(int64_t{request.parts_size()});
+  for (const pb::ForkRequest::Part& part : request.parts()) {
+    sum.Add(part.context()).Add(int64_t{part.blocks()});
+  }
+  return sum.Add(request.child()).Add(request.lease()).crc();
 }
 
 uint32_t Checksum(const pb::CommitRequest& request) {

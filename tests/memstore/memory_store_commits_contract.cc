@@ -137,6 +137,17 @@ TEST_P(MemoryStoreContract, ACommitReplacesTheOneThatHadTheName) {
       << "it has another name";
 }
 
+TEST_P(MemoryStoreContract, WhatBeginsWithSeveralContextsIsNotCommitted) {
+  Remake(/*ram_blocks=*/1000, NewFakeColdStore());
+  const ForkPart parts[] = {{.context = WithBlocks(2, 2)}, {.context = WithBlocks(2, 2)}};
+  const ContextId joined = NewContextId();
+  ASSERT_OK(store_->Fork(parts, joined));
+  for (const ContextId& id : {joined, Forked(joined)}) {
+    EXPECT_THAT(store_->Commit(RequestOf(id, 4, "a")),
+                StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("several")));
+  }
+}
+
 // Of a context with `tokens`, which can be gone on from at multiples of 4 up to `reusable`.
 CommitRequest Begins(const ContextId& context, std::string name, std::span<const int32_t> tokens,
                      int64_t reusable) {

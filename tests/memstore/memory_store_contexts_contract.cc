@@ -159,6 +159,80 @@ TEST_P(MemoryStoreContract, AForkTakesNoIdThatIsTaken) {
   EXPECT_EQ(Stats().contexts, 3);
 }
 
+TEST_P(MemoryStoreContract, AForkMayBeginWithSeveralParts) {
+  const auto made = [&](int64_t flavour, int64_t blocks, int64_t published) {
+    const ContextId id = NewContext();
+    for (int32_t layer = 0; layer < kGeometry.layers; ++layer) {
+      EXPECT_OK(Append(id, layer, 0, blocks, flavour));
+      EXPECT_OK(Publish(id, layer, 0, published));
+    }
+    return id;
+  };
+  // More than a segment of a table.
+  const ContextId a = made(1, 300, 300), b = made(2, 7, 7), c = made(3, 4, 2);
+  const ForkPart parts[] = {{.context = a}, {.context = b, .blocks = 5}, {.context = c}};
+  const ContextId fork = NewContextId();
+  ASSERT_OK(store_->Fork(parts, fork));
+  EXPECT_OK(store_->Fork(parts, fork)) << "it can be repeated";
+  const auto whose = [&](int64_t index) -> std::pair<int64_t, int64_t> {
+    if (index < 300) return {1, index};
+    return index < 305 ? std::pair<int64_t, int64_t>{2, index - 300}
+                       : std::pair<int64_t, int64_t>{3, index - 305};
+  };
+  for (const int64_t index : {0, 255, 256, 299, 300, 304, 305, 308}) {
+    const auto [flavour, block] = whose(index);
+    ASSERT_OK_AND_ASSIGN(const std::vector<BlockHandle> handles,
+                         store_->Fetch(fork, 1, std::vector<int64_t>{index}));
+    EXPECT_TRUE(std::ranges::equal(handles[0].payload(), Payloads(1, block, 1, flavour))) << index;
+  }
+  EXPECT_THAT(store_->Fetch(fork, 0, std::vector<int64_t>{309}),
+              StatusIs(absl::StatusCode::kOutOfRange));
+  // Selected as if it were one: each score is that of the part alone.
+  ASSERT_OK_AND_ASSIGN(const Selection all,
+                       Select(0, {.context = fork, .query = Query(0), .k = 400}));
+  ASSERT_EQ(all.blocks.size(), 307u) << "two of the last are not published";
+  ASSERT_OK_AND_ASSIGN(const Selection of_b,
+                       Select(0, {.context = b, .query = Query(0), .k = 400}));
+  for (size_t i = 0; i < 5; ++i) EXPECT_EQ(all.blocks[300 + i].score, of_b.blocks[i].score) << i;
+
+  // Then it grows apart.
+  ASSERT_OK(Publish(fork, 0, 307, 2, 3));
+  ASSERT_OK(Append(fork, 0, 309, 1));
+  ASSERT_OK(Append(b, 0, 7, 1));
+  ASSERT_OK_AND_ASSIGN(const Selection grown,
+                       Select(0, {.context = fork, .query = Query(0), .k = 400}));
+  EXPECT_EQ(grown.blocks.size(), 309u);
+  for (const ContextId& id : {a, b, c}) ASSERT_OK(store_->Drop(id));
+  EXPECT_OK(store_->Fetch(fork, 0, std::vector<int64_t>{0, 300, 308, 309}).status());
+}
+
+TEST_P(MemoryStoreContract, PartsThatDoNotFitAreRefused) {
+  const ContextId a = WithBlocks(3, 2), b = WithBlocks(2, 2);
+  const auto forked = [&](const std::vector<ForkPart>& parts) {
+    return store_->Fork(parts, NewContextId());
+  };
+  EXPECT_OK(forked({{.context = b}, {.context = a}}));
+  EXPECT_THAT(forked({{.context = a}, {.context = b}}),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not published")));
+  EXPECT_OK(forked({{.context = a, .blocks = 2}, {.context = b}}));
+  EXPECT_THAT(forked({}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("parts")));
+  EXPECT_THAT(forked(std::vector<ForkPart>(limits::kMaxForkParts + 1, {.context = b})),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("parts")));
+  EXPECT_THAT(forked({{.context = b}, {.context = NewContextId()}}),
+              StatusIs(absl::StatusCode::kNotFound));
+  ContextOptions other = Options();
+  other.recipe += "x";
+  const ContextId c = NewContextId();
+  ASSERT_OK(store_->Create(c, other));
+  EXPECT_THAT(forked({{.context = b}, {.context = c}}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("other options")));
+  ASSERT_OK(Append(b, 0, 2, 1));
+  ASSERT_OK(Publish(b, 0, 2, 1));
+  EXPECT_THAT(forked({{.context = b}, {.context = a}}),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("layer 1")))
+      << "its layers have not the same number";
+}
+
 TEST_P(MemoryStoreContract, WhatForksShareGoesWithTheLastOfThem) {
   const ContextId parent = NewContext();
   ASSERT_OK(Append(parent, 0, 0, 10));

@@ -399,7 +399,7 @@ TEST_F(BadRequestTest, UnknownContextsOfAllOtherCalls) {
   }
   {
     pb::ForkRequest request;
-    request.set_parent(wire::ToProto(kUnknown));
+    request.add_parts()->set_context(wire::ToProto(kUnknown));
     request.set_child(wire::ToProto({.hi = 5, .lo = 5}));
     pb::ForkResponse response;
     grpc::ClientContext call;

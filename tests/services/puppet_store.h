@@ -50,7 +50,7 @@ class PuppetStore final : public memstore::MemoryStore {
   Settable<absl::Status(const ContextId&, int32_t, int64_t, std::span<const float>)> publish;
   Settable<absl::StatusOr<std::vector<memstore::Selection>>(const memstore::SelectRequest&)> select;
   Settable<absl::StatusOr<Blocks>(const ContextId&, int32_t, std::span<const int64_t>)> fetch;
-  Settable<absl::Status(const ContextId&, const ContextId&)> fork;
+  Settable<absl::Status(std::span<const memstore::ForkPart>, const ContextId&)> fork;
   Settable<absl::Status(const ContextId&)> drop;
   Settable<absl::Status(const memstore::CommitRequest&)> commit;
   Settable<absl::StatusOr<memstore::CommittedContext>(std::string_view, std::string_view)>
@@ -93,12 +93,9 @@ class PuppetStore final : public memstore::MemoryStore {
                                std::span<const int64_t> blocks) override {
     return fetch(context, layer, blocks);
   }
-  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t) override {
-    {
-      const std::lock_guard lock(mutex_);
-      geometries_[ToString(child)] = geometries_[ToString(parent)];
-    }
-    return fork(parent, child);
+  using MemoryStore::Fork;
+  absl::Status Fork(std::span<const memstore::ForkPart> parts, const ContextId& child) override {
+    return fork(parts, child);
   }
   absl::Status Drop(const ContextId& context) override { return drop(context); }
   absl::Status Commit(const memstore::CommitRequest& request) override { return commit(request); }

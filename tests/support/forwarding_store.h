@@ -40,8 +40,9 @@ class ForwardingStore : public memstore::MemoryStore {
       const ContextId& context, int32_t layer, std::span<const int64_t> blocks) override {
     return base_->Fetch(context, layer, blocks);
   }
-  absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t blocks) override {
-    return base_->Fork(parent, child, blocks);
+  using MemoryStore::Fork;
+  absl::Status Fork(std::span<const memstore::ForkPart> parts, const ContextId& child) override {
+    return base_->Fork(parts, child);
   }
   absl::Status Drop(const ContextId& context) override { return base_->Drop(context); }
   absl::Status Commit(const memstore::CommitRequest& request) override {

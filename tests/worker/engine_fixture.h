@@ -68,10 +68,10 @@ class FaultyStore final : public ::infllm::testing::ForwardingStore {
     if (absl::Status status = fault(context); !status.ok()) return status;
     return base().Fetch(context, layer, blocks);
   }
-  absl::Status Fork(const memstore::ContextId& parent, const memstore::ContextId& child,
-                    int64_t blocks) override {
+  absl::Status Fork(std::span<const memstore::ForkPart> parts,
+                    const memstore::ContextId& child) override {
     contexts.push_back(child);
-    return base().Fork(parent, child, blocks);
+    return base().Fork(parts, child);
   }
 };
 

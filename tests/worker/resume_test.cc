@@ -239,6 +239,105 @@ TEST_P(ResumeTest, WhatDoesNotFitIsRefused) {
   EXPECT_OK(world.engine->Open(found, state, 100)) << "nothing of it was kept";
 }
 
+TEST_P(ResumeTest, MountedContextsAreSearchedLikeTheOwn) {
+  if (Options().representative == kernels::RepresentativeKind::kMeanKey) {
+    EngineWorld world = World();
+    const SequenceId sequence = world.NewSequence();
+    world.ReadAll(sequence, Part(0, 100), 16);
+    ASSERT_OK(world.engine->Commit(sequence, "a", {}, Part(0, 100)));
+    const memstore::CommittedContext a = *world.store->FindCommitted("", "a");
+    EXPECT_THAT(world.engine->NewSequence({&a, 1}),
+                StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("mean-key")));
+    return;
+  }
+  {
+    EngineWorld world = World();
+    for (const auto& [name, begin, end] :
+         {std::tuple{"a", 0, 121}, {"b", 121, 200}, {"short", 200, 203}}) {
+      const SequenceId sequence = world.NewSequence();
+      world.ReadAll(sequence, Part(begin, end), 16);
+      ASSERT_OK(world.engine->Commit(sequence, name, {}, Part(begin, end)));
+    }
+  }
+  std::vector<float> expected;
+  for (const auto& [remote, deferring] : {std::pair{false, false}, {true, false}, {false, true}}) {
+    SCOPED_TRACE(remote ? "remote" : deferring ? "on a device" : "in process");
+    EngineWorld world = World(remote, deferring);
+    std::vector<memstore::CommittedContext> contexts;
+    for (const char* name : {"a", "b", "short"}) {
+      contexts.push_back(*world.store->FindCommitted("", name));
+    }
+    const int64_t blocks = contexts[0].blocks + contexts[1].blocks;
+    EXPECT_EQ(contexts[2].blocks, 0);
+    std::vector<int64_t> seen;
+    const auto watch = [&](SequenceId sequence) {
+      world.engine->SetObserver(
+          sequence, [&](int64_t layer, int64_t, std::span<const memstore::SelectedBlock> selected) {
+            for (const auto& block : selected) {
+              if (layer == 0) seen.push_back(block.index);
+            }
+          });
+    };
+    // From its first token on, where a text alone has nothing to select.
+    ASSERT_OK_AND_ASSIGN(const SequenceId sequence, world.engine->NewSequence(contexts));
+    watch(sequence);
+    const std::vector<float> logits = world.ReadAll(sequence, Part(300, 330), 16);
+    EXPECT_EQ(seen.size(), 6u) << "three of each exec block";
+    EXPECT_THAT(seen, ::testing::Each(::testing::Lt(blocks)));
+    EXPECT_EQ(world.engine->StatsOf(sequence).blocks, blocks);
+    EXPECT_NE(logits, world.ReadAll(world.NewSequence(), Part(300, 330), 16));
+    if (expected.empty()) expected = logits;
+    EXPECT_EQ(logits, expected);
+
+    // In other pieces, and after a fork: the same.
+    ASSERT_OK_AND_ASSIGN(const SequenceId again, world.engine->NewSequence(contexts));
+    const SequenceId fork = world.Fork(again);
+    EXPECT_EQ(world.ReadAll(fork, Part(300, 330), 32), logits);
+    world.engine->Drop(again);
+
+    // What the sequence has read itself comes behind them.
+    seen.clear();
+    world.ReadAll(sequence, Part(200, 300), 16);
+    EXPECT_EQ(world.engine->StatsOf(sequence).blocks, blocks + 10);
+    EXPECT_THAT(seen, ::testing::Contains(::testing::Ge(blocks)));
+    EXPECT_THAT(seen, ::testing::Contains(::testing::Lt(blocks)));
+
+    // The context that is gone on from has its own window and sinks.
+    const auto checkpoint = world.store->ReadCheckpoint(contexts[1].id);
+    ASSERT_OK(checkpoint);
+    ASSERT_OK_AND_ASSIGN(
+        const SequenceId after_b,
+        world.engine->Open(contexts[1], checkpoint->state, contexts[1].tokens, {&contexts[0], 1}));
+    seen.clear();
+    watch(after_b);
+    world.ReadAll(after_b, Part(300, 332), 16);
+    EXPECT_THAT(seen, ::testing::Contains(::testing::Lt(contexts[0].blocks)));
+
+    EXPECT_THAT(world.engine->Commit(after_b, "c", {}, Part(0, 111)),
+                StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("mounts contexts")));
+    memstore::CommittedContext other = contexts[0];
+    other.options.recipe += " x=1";
+    EXPECT_THAT(world.engine->NewSequence({&other, 1}),
+                StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("other settings")));
+  }
+}
+
+TEST_P(ResumeTest, MountedContextsLieBeforeWhatIsOpened) {
+  if (Options().representative == kernels::RepresentativeKind::kMeanKey) return;
+  EngineWorld world = World();
+  const SequenceId sequence = world.NewSequence();
+  world.ReadAll(sequence, Part(0, 256), 16);
+  ASSERT_OK(world.engine->Commit(sequence, "a", {}, Part(0, 256)));
+  const memstore::CommittedContext a = *world.store->FindCommitted("", "a");
+  const auto checkpoint = world.store->ReadCheckpoint(a.id);
+  ASSERT_OK(checkpoint);
+  // Opened at its beginning a context has no block of its own.
+  ASSERT_OK_AND_ASSIGN(const SequenceId opened,
+                       world.engine->Open(a, checkpoint->state, 0, {&a, 1}));
+  ASSERT_OK_AND_ASSIGN(const SequenceId made, world.engine->NewSequence({&a, 1}));
+  EXPECT_EQ(world.ReadAll(opened, Part(256, 330), 16), world.ReadAll(made, Part(256, 330), 16));
+}
+
 TEST(ResumePolicyTest, OnlyInfLlmCommits) {
   EngineWorld world(SmallEngineOptions(PolicyKind::kLmInfinite), DType::kF32, 1);
   const SequenceId sequence = world.NewSequence();
@@ -246,6 +345,9 @@ TEST(ResumePolicyTest, OnlyInfLlmCommits) {
   EXPECT_THAT(world.engine->Commit(sequence, "a", {}, RandomTokens(20, 1)),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("lm-infinite")));
   EXPECT_THAT(world.engine->Open({}, {}, 0),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("lm-infinite")));
+  const memstore::CommittedContext some;
+  EXPECT_THAT(world.engine->NewSequence({&some, 1}),
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("lm-infinite")));
 }
 

@@ -184,12 +184,38 @@ absl::StatusOr<std::unique_ptr<FarMemory>> AttentionPolicy::NewFarMemory() {
   return far;
 }
 
-absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::NewState() {
+// What a sequence begins with in the store: the blocks of the mounted contexts, then the first
+// `blocks` of `own`, if there is one. Nothing is asked of the store if that is nothing.
+absl::Status AttentionPolicy::Mount(std::span<const memstore::CommittedContext> mounted,
+                                    const memstore::CommittedContext* own, int64_t blocks,
+                                    FarMemory& far) {
+  std::vector<memstore::ForkPart> parts;
+  for (const memstore::CommittedContext& context : mounted) {
+    INFLLM_RETURN_IF_ERROR(checkpointer_->Check(context, StoreOptions(), context.tokens));
+    if (context.published < context.blocks) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "context \"", context.name,
+          "\" cannot be mounted: with mean-key its last blocks have no representatives; read it "
+          "with --representatives bounds"));
+    }
+    parts.push_back({.context = context.id});
+    far.mounted_blocks += context.blocks;
+  }
+  if (own != nullptr) parts.push_back({.context = own->id, .blocks = blocks});
+  if (parts.empty()) return environment_.store->Create(far.context, StoreOptions());
+  return environment_.store->Fork(parts, far.context);
+}
+
+absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::NewState(
+    std::span<const memstore::CommittedContext> mounted) {
   auto state = std::make_unique<AttentionState>(
       AttentionState{.window = KvWindow(arena_, rules_.sink_tokens, rules_.page_tokens)});
-  if (retriever_ == nullptr) return state;
+  if (retriever_ == nullptr) {
+    if (!mounted.empty()) return OnlyInfLlmCommits(options_.policy);
+    return state;
+  }
   INFLLM_ASSIGN_OR_RETURN(state->far, NewFarMemory());
-  INFLLM_RETURN_IF_ERROR(environment_.store->Create(state->far->context, StoreOptions()));
+  INFLLM_RETURN_IF_ERROR(Mount(mounted, nullptr, 0, *state->far));
   return state;
 }
 
@@ -208,6 +234,7 @@ absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Fork(const Atte
   }
   INFLLM_ASSIGN_OR_RETURN(fork->far, NewFarMemory());
   FarMemory& far = *fork->far;
+  far.mounted_blocks = parent.mounted_blocks;
   far.stored_blocks = parent.stored_blocks;
   far.published_blocks = parent.published_blocks;
   for (size_t i = 0; i < far.layers.size(); ++i) {
@@ -240,6 +267,10 @@ absl::StatusOr<memstore::ContextId> AttentionPolicy::Commit(const AttentionState
                                                             std::span<const int32_t> tokens) {
   if (checkpointer_ == nullptr) return OnlyInfLlmCommits(options_.policy);
   INFLLM_CHECK(static_cast<int64_t>(tokens.size()) == state.window.tokens());
+  if (state.far->mounted_blocks > 0) {
+    return absl::FailedPreconditionError(
+        "a sequence that mounts contexts cannot be committed: what it has read depends on them");
+  }
   INFLLM_ASSIGN_OR_RETURN(const std::vector<std::byte> saved, checkpointer_->Save(state));
   const memstore::ContextId id = memstore::NewContextId();
   INFLLM_RETURN_IF_ERROR(environment_.store->Commit({.context = state.far->context,
@@ -254,8 +285,8 @@ absl::StatusOr<memstore::ContextId> AttentionPolicy::Commit(const AttentionState
 }
 
 absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Open(
-    const memstore::CommittedContext& committed, std::span<const std::byte> saved,
-    int64_t position) {
+    const memstore::CommittedContext& committed, std::span<const std::byte> saved, int64_t position,
+    std::span<const memstore::CommittedContext> mounted) {
   if (checkpointer_ == nullptr) return OnlyInfLlmCommits(options_.policy);
   INFLLM_RETURN_IF_ERROR(checkpointer_->Check(committed, StoreOptions(), position));
   auto state = std::make_unique<AttentionState>(
@@ -264,7 +295,7 @@ absl::StatusOr<std::unique_ptr<AttentionState>> AttentionPolicy::Open(
   FarMemory& far = *state->far;
   far.stored_blocks = std::max<int64_t>(position - rules_.sink_tokens, 0) / rules_.page_tokens;
   far.published_blocks = std::min(committed.published, far.stored_blocks);
-  INFLLM_RETURN_IF_ERROR(environment_.store->Fork(committed.id, far.context, far.stored_blocks));
+  INFLLM_RETURN_IF_ERROR(Mount(mounted, &committed, far.stored_blocks, far));
   {
     KvWindow needed(arena_, rules_.sink_tokens, rules_.page_tokens);
     needed.SkipPages(SelectableBlocks(options_, position));
@@ -288,7 +319,7 @@ AttentionStats AttentionPolicy::StatsOf(const AttentionState& state) const {
   AttentionStats stats = state.stats;
   stats.device_bytes = state.window.held_pages() * arena_.page_bytes();
   if (state.far == nullptr) return stats;
-  stats.blocks = SelectableBlocks(options_, state.window.tokens());
+  stats.blocks = state.far->mounted_blocks + SelectableBlocks(options_, state.window.tokens());
   stats.device_bytes += static_cast<int64_t>(state.far->cache_pages.size()) * arena_.page_bytes();
   if (!retriever_->remote()) return stats;  // what is pinned counts as the store's
   for (const FarMemory::Layer& layer : state.far->layers) {
@@ -334,12 +365,14 @@ absl::Status AttentionPolicy::Plan(std::span<StepPart> parts) {
       continue;
     }
     for (int64_t done = 0; done < part.tokens; done += options_.exec_block) {
-      plan_.blocks.push_back(
-          {.part = &part,
-           .first_row = plan_.rows + done,
-           .rows = std::min(options_.exec_block, part.tokens - done),
-           .position = begin + done,
-           .end_block = retriever_ == nullptr ? 0 : SelectableBlocks(options_, begin + done)});
+      plan_.blocks.push_back({.part = &part,
+                              .first_row = plan_.rows + done,
+                              .rows = std::min(options_.exec_block, part.tokens - done),
+                              .position = begin + done,
+                              .end_block = retriever_ == nullptr
+                                               ? 0
+                                               : part.state->far->mounted_blocks +
+                                                     SelectableBlocks(options_, begin + done)});
     }
     if (begin == part.state->whole_tokens) {
       part.state->whole_tokens += part.tokens - part.tokens % options_.exec_block;
@@ -395,7 +428,9 @@ absl::Status AttentionPolicy::PlanSpans() {
     // Tokens that the last query no longer has in its window: sinks, and what is not yet a block.
     const int64_t far_end = end - rules_.window;
     window.AddEntries(0, std::min(far_end, rules_.sink_tokens), far_);
-    if (retriever_ != nullptr) window.AddEntries(window.page_begin(block.end_block), far_end, far_);
+    if (retriever_ == nullptr) continue;
+    const int64_t own = block.end_block - block.part->state->far->mounted_blocks;
+    window.AddEntries(window.page_begin(own), far_end, far_);
   }
   near_begins_.push_back(near_.size());
   far_begins_.push_back(far_.size());

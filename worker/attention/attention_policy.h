@@ -65,15 +65,23 @@ class AttentionPolicy {
   // blocks that they may select have been published before the step begins.
   int64_t max_part_tokens() const { return max_part_tokens_; }
 
-  // RESOURCE_EXHAUSTED says need and limit; and the errors of MemoryStore::Create.
-  absl::StatusOr<std::unique_ptr<AttentionState>> NewState();
+  // A state that has read nothing. The blocks of `mounted`, committed contexts, can be selected by
+  // all its queries, as if they were far behind: un-rotated keys have no place. Of a context its
+  // sinks, and the end that fills no block, are not among them.
+  //   RESOURCE_EXHAUSTED   says need and limit
+  //   UNIMPLEMENTED        contexts are mounted, and the policy is not infllm
+  //   FAILED_PRECONDITION  one was read by another model, or with other options, or with mean-key
+  //   the errors of MemoryStore::Create and Fork
+  absl::StatusOr<std::unique_ptr<AttentionState>> NewState(
+      std::span<const memstore::CommittedContext> mounted = {});
   // A state that goes on from here independently. Full pages and stored blocks are shared.
   absl::StatusOr<std::unique_ptr<AttentionState>> Fork(const AttentionState& state);
   AttentionStats StatsOf(const AttentionState& state) const;
 
   // Commits what a state has read, between steps; `tokens` are all of it. Returns the id of the
   // committed context (MemoryStore::Commit, whose errors these are besides).
-  //   UNIMPLEMENTED  the policy is not infllm: it keeps nothing in a memory store
+  //   UNIMPLEMENTED        the policy is not infllm: it keeps nothing in a memory store
+  //   FAILED_PRECONDITION  the state mounts contexts
   absl::StatusOr<memstore::ContextId> Commit(const AttentionState& state, std::string_view name,
                                              const memstore::ContextId& replaces,
                                              std::span<const int32_t> tokens);
@@ -81,15 +89,15 @@ class AttentionPolicy {
   // mean-key, goes on from no token within a context.
   absl::StatusOr<memstore::Prefix> FindPrefix(std::span<const int32_t> tokens) const;
   // A state that goes on from the first `position` tokens of a committed context: bit for bit as if
-  // it had read them itself.
+  // it had read them itself. What it reads from there on can select of `mounted`, too: as NewState.
   //   UNIMPLEMENTED        as above
   //   FAILED_PRECONDITION  it was read by another model or with other options; with mean-key, not
   //                        all of its tokens are asked for
   //   INVALID_ARGUMENT     `position` is neither its end nor a multiple of exec_block in it
   //   RESOURCE_EXHAUSTED, DATA_LOSS, and the errors of MemoryStore::Fork
-  absl::StatusOr<std::unique_ptr<AttentionState>> Open(const memstore::CommittedContext& committed,
-                                                       std::span<const std::byte> saved,
-                                                       int64_t position);
+  absl::StatusOr<std::unique_ptr<AttentionState>> Open(
+      const memstore::CommittedContext& committed, std::span<const std::byte> saved,
+      int64_t position, std::span<const memstore::CommittedContext> mounted = {});
 
   // Begins a step: takes in each part, or refuses it (RESOURCE_EXHAUSTED with need and limit,
   // INVALID_ARGUMENT: more than max_part_tokens). A part is split into exec blocks from its first
@@ -127,6 +135,8 @@ class AttentionPolicy {
   memstore::Reusable ReusableOf(const AttentionState& state) const;
   // Of a new context; nothing is in it yet, and the store does not know it.
   absl::StatusOr<std::unique_ptr<FarMemory>> NewFarMemory();
+  absl::Status Mount(std::span<const memstore::CommittedContext> mounted,
+                     const memstore::CommittedContext* own, int64_t blocks, FarMemory& far);
   absl::Status Admit(StepPart& part);
   absl::Status PlanRows();
   absl::Status PlanSpans();

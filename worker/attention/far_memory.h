@@ -35,6 +35,9 @@ struct FarMemory {
   memstore::ContextId context;
   PageArena* arena;
   std::vector<Layer> layers;
+  // Blocks of other contexts, all published. The store has them before the sequence's own, so that
+  // the store's number of a block is its own number behind them.
+  int64_t mounted_blocks = 0;
   int64_t stored_blocks = 0;            // whose records the store has, in every layer
   int64_t published_blocks = 0;         // of these, those that can be selected
   std::vector<PageNumber> cache_pages;  // the slots of the caches, where they hold copies

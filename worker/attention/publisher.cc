@@ -96,14 +96,15 @@ absl::Status Publisher::Send(const Batch& batch, int32_t layer) const try {
                          static_cast<size_t>(page_.record_bytes()));
   }
   if (!records.empty()) {
-    INFLLM_RETURN_IF_ERROR(far.store->Append(far.context, layer, batch.first_stored, records));
+    INFLLM_RETURN_IF_ERROR(
+        far.store->Append(far.context, layer, far.mounted_blocks + batch.first_stored, records));
   }
   if (batch.published == 0) return absl::OkStatus();
   const size_t floats = static_cast<size_t>(
       batch.published *
       kernels::ShapeOf(options_.representative, model_.q_heads, model_.kv_heads).rows() *
       model_.head_dim);
-  return far.store->Publish(far.context, layer, batch.first_published,
+  return far.store->Publish(far.context, layer, far.mounted_blocks + batch.first_published,
                             {batch.representatives + static_cast<size_t>(layer) * floats, floats});
 } catch (const std::bad_alloc&) {
   return absl::ResourceExhaustedError("no memory to store blocks");

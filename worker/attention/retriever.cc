@@ -201,7 +201,7 @@ absl::Status Retriever::EnqueueLookUp(StepPlan& plan, int64_t layer) {
                          .cached = cached,
                          .pages = records,
                          .cached_count = static_cast<int64_t>(cache.indices().size()),
-                         .first_position = options_.n_init,
+                         .first_position = PositionOf(*selected.block, 0),
                          .out = entries,
                          .misses = optimistic.misses + i});
     selected.span->blocks = entries;
@@ -211,6 +211,12 @@ absl::Status Retriever::EnqueueLookUp(StepPlan& plan, int64_t layer) {
   return backend_.LookUpBlocks(stream_, {.items = items,
                                          .count = static_cast<int64_t>(look_ups_.size()),
                                          .page_tokens = page_.page_tokens});
+}
+
+// Of a block's first token in the sequence; mounted ones lie before it.
+int64_t Retriever::PositionOf(const ExecBlock& of, int64_t index) const {
+  const int64_t own = index - of.part->state->far->mounted_blocks;
+  return options_.n_init + own * page_.page_tokens;
 }
 
 // The exec blocks of one part, which follow each other.
@@ -377,7 +383,7 @@ absl::Status Retriever::Admit(StepPlan& plan, int64_t layer, std::span<Selected>
     INFLLM_ASSIGN_OR_RETURN(PageEntry* const entries, plan.scratch.Get<PageEntry>(count));
     for (size_t i = 0; i < count; ++i) {
       entries[i] = {.page = cache.Find(selected.index[i]),
-                    .position = options_.n_init + selected.index[i] * page_.page_tokens,
+                    .position = PositionOf(*selected.block, selected.index[i]),
                     .first = 0,
                     .tokens = static_cast<int32_t>(page_.page_tokens)};
     }

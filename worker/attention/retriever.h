@@ -74,6 +74,7 @@ class Retriever {
   template <typename HandleOf>
   absl::Status Admit(StepPlan& plan, int64_t layer, std::span<Selected> of_part,
                      const HandleOf& handle_of);
+  int64_t PositionOf(const ExecBlock& of, int64_t index) const;
   void Use(int64_t layer, const Selected& selected);
   void Fail(std::span<Selected> of_part, absl::Status status);
   std::span<Selected> PartFrom(size_t first);

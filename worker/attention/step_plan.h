@@ -59,7 +59,7 @@ struct ExecBlock {
   int64_t first_row = 0;
   int64_t rows = 0;
   int64_t position = 0;   // of the first query
-  int64_t end_block = 0;  // memory blocks below it may be selected
+  int64_t end_block = 0;  // memory blocks below it may be selected, mounted ones included
 };
 
 // Blocks of which a query at `position`, and every later one, has no token left in its window: they

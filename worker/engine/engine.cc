@@ -76,8 +76,9 @@ SequenceId Engine::Add(std::unique_ptr<AttentionState> state) {
   return id;
 }
 
-absl::StatusOr<SequenceId> Engine::NewSequence() {
-  INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state, policy_->NewState());
+absl::StatusOr<SequenceId> Engine::NewSequence(
+    std::span<const memstore::CommittedContext> mounted) {
+  INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state, policy_->NewState(mounted));
   return Add(std::move(state));
 }
 
@@ -124,9 +125,10 @@ absl::StatusOr<memstore::ContextId> Engine::Commit(SequenceId id, std::string_vi
 }
 
 absl::StatusOr<SequenceId> Engine::Open(const memstore::CommittedContext& committed,
-                                        std::span<const std::byte> saved, int64_t position) {
+                                        std::span<const std::byte> saved, int64_t position,
+                                        std::span<const memstore::CommittedContext> mounted) {
   INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<AttentionState> state,
-                          policy_->Open(committed, saved, position));
+                          policy_->Open(committed, saved, position, mounted));
   return Add(std::move(state));
 }
 

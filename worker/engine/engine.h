@@ -90,7 +90,8 @@ class Engine {
 
   // An empty sequence; a sequence that goes on from another independently, sharing what it has
   // read. RESOURCE_EXHAUSTED says need and limit; NOT_FOUND: no such sequence, or it has failed.
-  absl::StatusOr<SequenceId> NewSequence();
+  // `mounted`: committed contexts whose blocks it can select besides (AttentionPolicy::NewState).
+  absl::StatusOr<SequenceId> NewSequence(std::span<const memstore::CommittedContext> mounted = {});
   absl::StatusOr<SequenceId> Fork(SequenceId sequence);
   // A sequence that is to read these tokens, and goes on from the committed context that begins
   // with most of them, as if it had read them itself; a new one if there is none.
@@ -112,7 +113,8 @@ class Engine {
                                              const memstore::ContextId& replaces,
                                              std::span<const int32_t> tokens);
   absl::StatusOr<SequenceId> Open(const memstore::CommittedContext& committed,
-                                  std::span<const std::byte> saved, int64_t position);
+                                  std::span<const std::byte> saved, int64_t position,
+                                  std::span<const memstore::CommittedContext> mounted = {});
 
   // Tokens read so far. REQUIRES of these three: the sequence exists.
   int64_t position(SequenceId sequence) const;
