@@ -122,6 +122,26 @@ TEST_F(ContextsCliTest, ATextThatBeginsLikeAContextIsReadFromThereOn) {
   EXPECT_EQ(other.at("cached_tokens"), 0);
 }
 
+TEST_F(ContextsCliTest, SeveralContextsAreAskedTogether) {
+  const Arguments store = {"--data-dir", dir_.file("data")};
+  const std::string a = dir_.Write("a", StoryText(40)), b = dir_.Write("b", "The dog was big.");
+  ASSERT_EQ(Run(Ingest(store, "a", a)).status, 0);
+  ASSERT_EQ(Run(Ingest(store, "b", b)).status, 0);
+  const Json alone = Ask(Plus({"--context", "b"}, store));
+  EXPECT_EQ(Ask(Plus({"--text", b}, store)), alone);
+  const Json together = Ask(Plus({"--context", "a", "--context", "b"}, store));
+  EXPECT_NE(together, alone) << "what is in a is seen";
+  // Its short text has no block of its own: to read it again is the same.
+  EXPECT_EQ(Ask(Plus({"--context", "b", "--context", "a"}, store)),
+            Ask(Plus({"--context", "a"}, store)));
+  EXPECT_NE(Ask(Plus({"--context", "a", "--text", b}, store)), alone);
+
+  const Result twice = Run(With(Plus(
+      {"ask", "--model", kModel, "--question", "x", "--context", "a", "--context", "a"}, store)));
+  EXPECT_EQ(twice.status, 1);
+  EXPECT_THAT(twice.err, HasSubstr("\"a\" is given twice"));
+}
+
 TEST_F(ContextsCliTest, ContextsAreListedShownForkedAndDeleted) {
   const std::string text = dir_.Write("text", StoryText(20));
   const Arguments store = {"--data-dir", dir_.file("data")};

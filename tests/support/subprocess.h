@@ -47,6 +47,7 @@ class Subprocess {
   Subprocess(const Subprocess&) = delete;
   Subprocess& operator=(const Subprocess&) = delete;
 
+  pid_t pid() const { return pid_; }
   void Signal(int signal) { ::kill(pid_, signal); }
 
   // Waits for the end; the exit status, or minus the signal that ended it.
