@@ -29,7 +29,9 @@ using ::infllm::testing::IsOk;
 using ::infllm::testing::TempDir;
 using memstore::ContextId;
 
-constexpr ContextId kLease{.hi = 1, .lo = 1}, kOther{.hi = 2, .lo = 2};
+// The same bits are another lease of another tenant's.
+const LeaseTable::LeaseId kLease{.tenant = "a", .id = {.hi = 1, .lo = 1}},
+    kOther{.tenant = "b", .id = {.hi = 1, .lo = 1}};
 
 // A table whose drops are collected.
 class LeaseTableTest : public ::testing::Test {

@@ -61,13 +61,13 @@ class PuppetStore final : public memstore::MemoryStore {
 
   absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
     const std::lock_guard lock(mutex_);
-    geometries_[ToString(id)] = options.geometry;
+    options_[ToString(id)] = options;
     return create(id, options);
   }
-  absl::StatusOr<memstore::Geometry> Describe(const ContextId& id) override {
+  absl::StatusOr<memstore::ContextOptions> Describe(const ContextId& id) override {
     const std::lock_guard lock(mutex_);
-    const auto found = geometries_.find(ToString(id));
-    if (found == geometries_.end())
+    const auto found = options_.find(ToString(id));
+    if (found == options_.end())
       return absl::NotFoundError("context " + ToString(id) + " was never created");
     return found->second;
   }
@@ -93,7 +93,7 @@ class PuppetStore final : public memstore::MemoryStore {
   absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t) override {
     {
       const std::lock_guard lock(mutex_);
-      geometries_[ToString(child)] = geometries_[ToString(parent)];
+      options_[ToString(child)] = options_[ToString(parent)];
     }
     return fork(parent, child);
   }
@@ -114,7 +114,7 @@ class PuppetStore final : public memstore::MemoryStore {
 
  private:
   std::mutex mutex_;
-  std::map<std::string, memstore::Geometry> geometries_;  // by id
+  std::map<std::string, memstore::ContextOptions> options_;  // by id
 };
 
 // A handle that owns its bytes.
