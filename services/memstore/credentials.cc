@@ -35,13 +35,11 @@ Bio BioOf(const std::string& text) {
   return {::BIO_new_mem_buf(text.data(), static_cast<int>(text.size())), &::BIO_free};
 }
 
-absl::StatusOr<std::string> ReadPublic(const std::string& path) {
+absl::StatusOr<std::string> ReadPublic(const std::string& path) {  errno = 0;
   std::ifstream file(path, std::ios::binary);
+  if (!file) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
   std::ostringstream text;
-  errno = 0;
-  if (!(text << file.rdbuf())) {
-    return absl::ErrnoToStatus(errno != 0 ? errno : EIO, absl::StrCat("cannot read ", path));
-  }
+  text << file.rdbuf();  // nothing, where it is empty or a directory
   return text.str();
 }
 

@@ -40,17 +40,18 @@ class ByCertificate final : public Authenticator {
                   {GRPC_PEER_DNS_PROPERTY_NAME, "DNS names"},
                   {GRPC_X509_CN_PROPERTY_NAME, "common names"}};
     for (const auto& kind : kKinds) {
-      const std::vector<grpc::string_ref> names = proof->FindPropertyValues(kind.property);
+      std::vector<grpc::string_ref> names = proof->FindPropertyValues(kind.property);
+      std::erase_if(names, [](const grpc::string_ref& name) { return name.empty(); });
       if (names.empty()) continue;
-      if (names.size() > 1) {
+if (names.size() > 1) {
         return error::Unauthenticated(absl::StrCat("the client certificate has ", names.size(), " ",
                                                    kind.name, "; the tenant must be one"));
       }
       const std::string_view name = View(names[0]);
-      if (name.empty() || name.size() > memstore::limits::kMaxTenantBytes) {
+      if (name.size() > memstore::limits::kMaxTenantBytes) {
         return error::Unauthenticated(
             absl::StrCat("the name in the client certificate, the tenant, has ", name.size(),
-                         " bytes; 1 to ", memstore::limits::kMaxTenantBytes, " are possible"));
+                         " bytes; at most ", memstore::limits::kMaxTenantBytes, " are possible"));
       }
       return Caller{.tenant = std::string(name), .one_of_many = true};
     }

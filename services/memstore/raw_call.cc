@@ -96,11 +96,9 @@ class Stream final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
         Guarded([&]() -> absl::StatusOr<StreamPart> { return handler_(cancelled_); });
     if (!part.ok()) return End(part.status());
     if (!part->message.has_value()) return End(absl::OkStatus());
-    message_ = *std::move(part->message);
+    message_.Swap(&*part->message);  // and nobody else has it
     last_ = part->last;
-    grpc::WriteOptions options;
-    if (last_) options.set_last_message();  // goes out with the status
-    StartWrite(&message_, options);
+    StartWrite(&message_);
   }
   void End(const absl::Status& status) {
     handler_ = nullptr;

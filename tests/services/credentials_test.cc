@@ -106,7 +106,7 @@ TEST_F(CredentialsTest, ACertificateMustNameOne) {
   EXPECT_THAT(Connect(Client("none")),
               StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("names nobody")));
   EXPECT_THAT(Connect(Client("long")),
-              StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("has 264 bytes; 1 to 256")));
+              StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("has 264 bytes; at most 256")));
 }
 
 TEST_F(CredentialsTest, WhoIsNotSignedForIsNotHeard) {
@@ -187,8 +187,9 @@ TEST_F(CredentialsTest, TcpWithoutProofIsAskedForByName) {
 }
 
 TEST_F(CredentialsTest, WrongFilesAreNamedAtTheStart) {
-  ca_.Issue("expired", "", "IP:127.0.0.1", -1);
-  const std::string tokens = Secret("tokens", std::string("tenant ") + kToken);
+  ca_.Issue("expired", "", "IP:127.0.0.1");
+  ca_.Expire("expired");
+const std::string tokens = Secret("tokens", std::string("tenant ") + kToken);
   const auto with = [&](auto change) {
     ServerSecurity security = MutualTls();
     change(security);
