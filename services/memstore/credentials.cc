@@ -35,7 +35,8 @@ Bio BioOf(const std::string& text) {
   return {::BIO_new_mem_buf(text.data(), static_cast<int>(text.size())), &::BIO_free};
 }
 
-absl::StatusOr<std::string> ReadPublic(const std::string& path) {  errno = 0;
+absl::StatusOr<std::string> ReadPublic(const std::string& path) {
+  errno = 0;
   std::ifstream file(path, std::ios::binary);
   if (!file) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read ", path));
   std::ostringstream text;

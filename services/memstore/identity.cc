@@ -43,7 +43,7 @@ class ByCertificate final : public Authenticator {
       std::vector<grpc::string_ref> names = proof->FindPropertyValues(kind.property);
       std::erase_if(names, [](const grpc::string_ref& name) { return name.empty(); });
       if (names.empty()) continue;
-if (names.size() > 1) {
+      if (names.size() > 1) {
         return error::Unauthenticated(absl::StrCat("the client certificate has ", names.size(), " ",
                                                    kind.name, "; the tenant must be one"));
       }

@@ -105,8 +105,8 @@ TEST_F(CredentialsTest, ACertificateMustNameOne) {
               StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("2 URIs")));
   EXPECT_THAT(Connect(Client("none")),
               StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("names nobody")));
-  EXPECT_THAT(Connect(Client("long")),
-              StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("has 264 bytes; at most 256")));
+  EXPECT_THAT(Connect(Client("long")), StatusIs(absl::StatusCode::kUnauthenticated,
+                                                HasSubstr("has 264 bytes; at most 256")));
 }
 
 TEST_F(CredentialsTest, WhoIsNotSignedForIsNotHeard) {
@@ -189,7 +189,7 @@ TEST_F(CredentialsTest, TcpWithoutProofIsAskedForByName) {
 TEST_F(CredentialsTest, WrongFilesAreNamedAtTheStart) {
   ca_.Issue("expired", "", "IP:127.0.0.1");
   ca_.Expire("expired");
-const std::string tokens = Secret("tokens", std::string("tenant ") + kToken);
+  const std::string tokens = Secret("tokens", std::string("tenant ") + kToken);
   const auto with = [&](auto change) {
     ServerSecurity security = MutualTls();
     change(security);

@@ -7,6 +7,7 @@
 #include <grpcpp/support/sync_stream.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -297,12 +298,54 @@ TEST_F(MemstoreDaemonTest, RefusesADataDirectoryInUse) {
   EXPECT_THAT(second.Errors(), HasSubstr("is in use by another store"));
 }
 
+TEST_F(MemstoreDaemonTest, ListensOnASocketOfItsUsersOwnUnlessTold) {
+  const ScopedEnv runtime("XDG_RUNTIME_DIR", dir_.path());
+  const std::string directory = dir_.file("infllm");
+  {
+    Daemon daemon({"--ram-bytes", "1MiB"});
+    ASSERT_EQ(daemon.Ready(), "unix:" + directory + "/memstore.sock");
+    struct stat info;
+    ASSERT_EQ(::stat(directory.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 07777, 0700u);
+    ASSERT_EQ(::stat((directory + "/memstore.sock").c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 077, 0u);
+    EXPECT_OK(ConnectRemoteStore("unix:" + directory + "/memstore.sock", {}).status());
+    daemon.Signal(SIGTERM);
+    EXPECT_EQ(daemon.Wait(), 0);
+    EXPECT_EQ(daemon.Errors(), "");
+  }
+  std::filesystem::permissions(directory, std::filesystem::perms(0755));
+  Daemon daemon({"--ram-bytes", "1MiB"});
+  EXPECT_EQ(daemon.Wait(), 1);
+  EXPECT_THAT(daemon.Errors(), HasSubstr(directory + " must be a directory that belongs to this"));
+}
+
+TEST_F(MemstoreDaemonTest, TokensSayWhoACallerIsAndAreInNoOutput) {
+  const std::string token = "a-token-of-32-characters-exactly";
+  const std::string tokens = dir_.Write("tokens", "tenant " + token + "\n");
+  const std::string own = dir_.Write("token", token);
+  for (const std::string& file : {tokens, own}) {
+    std::filesystem::permissions(file, std::filesystem::perms(0600));
+  }
+  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB", "--tokens-file", tokens});
+  ASSERT_EQ(daemon.Ready(), Socket("s"));
+  EXPECT_EQ(CheckHealth(Socket("s"), ""), kServing) << "whoever asks";
+  EXPECT_THAT(ConnectRemoteStore(Socket("s"), {}),
+              StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("wants a token")));
+  EXPECT_OK(ConnectRemoteStore(Socket("s"), {.security = {.token_file = own}}).status());
+  daemon.Signal(SIGTERM);
+  EXPECT_EQ(daemon.Wait(), 0);
+  EXPECT_EQ((daemon.Output() + daemon.Errors()).find(token), std::string::npos);
+}
+
 TEST_F(MemstoreDaemonTest, ExplainsBadFlags) {
   const std::pair<std::vector<std::string>, const char*> cases[] = {
       {{"--ram-bytes", "lots"}, "\"lots\" is not a size"},
       {{"--ram-bytes", "0"}, "ram-bytes is 0"},
       {{"--listen", "7077"}, "\"7077\" is not an address"},
       {{"--threads", "-1"}, "--threads"},
+      {{"--listen", "127.0.0.1:0"}, "--insecure allows it"},
+      {{"--listen", "127.0.0.1:0", "--tls-cert", "x"}, "--tls-cert is given without --tls-key"},
       {{"--nonsense"}, "--nonsense"},
   };
   for (const auto& [arguments, text] : cases) {
@@ -316,8 +359,8 @@ TEST_F(MemstoreDaemonTest, ExplainsBadFlags) {
 TEST_F(MemstoreDaemonTest, HelpStatesUnitsAndDefaults) {
   Daemon daemon({"--help"});
   EXPECT_THAT(daemon.Output(),
-              AllOf(HasSubstr("memstore.sock"), HasSubstr("4 GiB"), HasSubstr("512MiB"),
-                    HasSubstr("--data-dir"), HasSubstr("--threads")));
+              AllOf(HasSubstr("memstore.sock"), HasSubstr("--tokens-file"), HasSubstr("4 GiB"),
+                    HasSubstr("512MiB"), HasSubstr("--data-dir"), HasSubstr("--threads")));
   EXPECT_EQ(daemon.Wait(), 0);
 }
 

@@ -53,7 +53,8 @@ class ServedStore final : private Served, public ::infllm::testing::ForwardingSt
     if (options.ok()) Named(*options);
     return options;
   }
-  absl::StatusOr<CommittedContext> FindCommitted(std::string_view tenant, std::string_view name) override {
+  absl::StatusOr<CommittedContext> FindCommitted(std::string_view tenant,
+                                                 std::string_view name) override {
     if (tenant != Options().tenant) return absl::NotFoundError("another tenant's");
     absl::StatusOr<CommittedContext> found = base().FindCommitted("", name);
     if (found.ok()) Named(found->options);

@@ -125,8 +125,8 @@ TEST_F(ServerLimitsTest, NoCallUnpacksMoreThanItMayHave) {
     const std::string path = std::string("/") + kService + "/" + method.name();
     RawAnswer answer = CallRaw(channel, path, bomb);
     EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-    EXPECT_THAT(answer.status.error_message(), AllOf(HasSubstr("unpacks to more than"),
-                                                              HasSubstr(std::to_string(limit))));
+    EXPECT_THAT(answer.status.error_message(),
+                AllOf(HasSubstr("unpacks to more than"), HasSubstr(std::to_string(limit))));
     bomb.resize(bomb.size() / 2 / 2 * 2);  // the limit is no smaller than it says
     answer = CallRaw(channel, path, bomb);
     EXPECT_NE(answer.status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED)

@@ -25,9 +25,10 @@ class TestCa {
 
   // A certificate `name`.pem with its key `name`.key. `names` as of subjectAltName, e.g.
   // "URI:spiffe://x/y,DNS:z"; empty: none.
-  void Issue(const std::string& name, const std::string& common_name, const std::string& names) const {
-    OpenSsl("req -x509 -CA " + ca() + " -CAkey " + path("ca.key") + " " + NewKey(name) + " -days 30 -subj \"/O=test" +
-            (common_name.empty() ? "" : "/CN=" + common_name) + "\"" +
+  void Issue(const std::string& name, const std::string& common_name,
+             const std::string& names) const {
+    OpenSsl("req -x509 -CA " + ca() + " -CAkey " + path("ca.key") + " " + NewKey(name) +
+            " -days 30 -subj \"/O=test" + (common_name.empty() ? "" : "/CN=" + common_name) + "\"" +
             (names.empty() ? "" : " -addext subjectAltName=" + names));
   }
 
