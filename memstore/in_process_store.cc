@@ -85,13 +85,13 @@ class InProcessStore final : public MemoryStore {
     return contexts_.Create(id, options);
   }
 
-  absl::StatusOr<Geometry> Describe(const ContextId& id) override {
+  absl::StatusOr<ContextOptions> Describe(const ContextId& id) override {
     const absl::StatusOr<std::shared_ptr<Context>> context = contexts_.Find(id);
-    if (context.ok()) return (*context)->geometry();
+    if (context.ok()) return (*context)->owner->options;
     if (catalog_ == nullptr) return context.status();
     const std::optional<CommittedContext> committed = catalog_->Find(id);
     if (!committed.has_value()) return context.status();
-    return committed->options.geometry;
+    return committed->options;
   }
 
   absl::Status Append(const ContextId& id, int32_t layer_index, int64_t first_block,

@@ -150,8 +150,8 @@ class MemoryStore {
   //   RESOURCE_EXHAUSTED  too many contexts, or the RAM tier is smaller than one block
   virtual absl::Status Create(const ContextId& id, const ContextOptions& options) = 0;
 
-  // The shape of its blocks.
-  virtual absl::StatusOr<Geometry> Describe(const ContextId& context) = 0;
+  // What it was made with, or forked from.
+  virtual absl::StatusOr<ContextOptions> Describe(const ContextId& context) = 0;
 
   // Stores payloads of `layer` as blocks first_block, first_block + 1, ... Each is copied once, and
   // checked on the way. Repeating a call is OK.

@@ -17,6 +17,7 @@
 #include "services/common/byte_size.h"
 #include "services/common/progress.h"
 #include "services/common/store_factory.h"
+#include "services/runtime/flags.h"
 
 namespace infllm::services {
 namespace {
@@ -27,6 +28,7 @@ using memstore::MemoryStore;
 
 struct ContextsFlags {
   std::string memstore, data_dir, name, to;
+  ClientSecurity security;
   bool json = false;
 };
 
@@ -129,6 +131,7 @@ absl::Status RunContexts(const ContextsFlags& flags, Action action) {
   const std::unique_ptr<kernels::Backend> backend = kernels::NewCpuBackend(pool);
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<MemoryStore> store,
                           OpenStore({.memstore_target = flags.memstore,
+                                     .security = flags.security,
                                      .cancel = interrupt.flag(),
                                      .data_dir = flags.data_dir},
                                     *backend));
@@ -145,6 +148,7 @@ Command AddContextsCommand(CLI::App& app) {
     CLI::App* const command = app.add_subcommand(name, help);
     command->add_option("--memstore", flags->memstore,
                         "memory store daemon, host:port or unix:path");
+    AddSecurityFlags(*command, flags->security);
     command->add_option("--data-dir", flags->data_dir,
                         "directory of a store that no daemon serves");
     command->callback([chosen, action] { *chosen = action; });

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <charconv>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 
@@ -55,15 +56,37 @@ absl::Status ListenError(const Endpoint& endpoint, int error) {
   }
 }
 
+std::string DirectoryOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : slash == 0 ? "/" : path.substr(0, slash);
+}
+
+// In /tmp anybody may have made it.
+absl::Status MakeOwnDirectory(const Endpoint& endpoint) {
+  const std::string directory = DirectoryOf(endpoint.path);
+  if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) {
+    return ListenError(endpoint, errno);
+  }
+  struct stat info;
+  if (::lstat(directory.c_str(), &info) != 0) return ListenError(endpoint, errno);
+  if (S_ISDIR(info.st_mode) && info.st_uid == ::geteuid() && (info.st_mode & 077) == 0) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat("cannot listen on ", endpoint.ToString(), ": ", directory,
+                   " must be a directory that belongs to this user, with mode 0700; or choose "
+                   "another --listen"));
+}
+
 absl::Status PrepareUnix(const Endpoint& endpoint) {
+  if (endpoint.path == DefaultEndpoint().path) {
+    INFLLM_RETURN_IF_ERROR(MakeOwnDirectory(endpoint));
+  }
   struct stat info;
   if (::lstat(endpoint.path.c_str(), &info) != 0) {
     // The socket is made by bind(); only its directory must be there.
     if (errno != ENOENT) return ListenError(endpoint, errno);
-    const size_t slash = endpoint.path.rfind('/');
-    const std::string directory = slash == std::string::npos ? "."
-                                  : slash == 0               ? "/"
-                                                             : endpoint.path.substr(0, slash);
+    const std::string directory = DirectoryOf(endpoint.path);
     if (::access(directory.c_str(), W_OK | X_OK) != 0) return ListenError(endpoint, errno);
     return absl::OkStatus();
   }
@@ -150,6 +173,19 @@ absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
   if (error != std::errc() || rest != port.data() + port.size()) return malformed;
   endpoint.host = host;
   return endpoint;
+}
+
+Endpoint DefaultEndpoint() {
+  const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
+  std::string directory;
+  if (runtime != nullptr && *runtime == '/') {
+    directory = absl::StrCat(runtime, "/infllm");
+  } else if (::geteuid() == 0) {
+    directory = "/run/infllm";
+  } else {
+    directory = absl::StrCat("/tmp/infllm-", ::geteuid());
+  }
+  return {.path = directory + "/memstore.sock"};
 }
 
 absl::Status PrepareToListen(const Endpoint& endpoint) {

@@ -25,10 +25,16 @@ struct Endpoint {
 // accepted: a listener then picks a free one.
 absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text);
 
+// Where a daemon listens unless it is told: the Unix socket memstore.sock in a directory infllm of
+// the user's own, which is below $XDG_RUNTIME_DIR, else /run for root, else /tmp (infllm-UID).
+Endpoint DefaultEndpoint();
+
 // Makes sure that `endpoint` can be listened on, so that the reason can be told if not. A Unix
-// socket that nobody listens on any more is removed.
+// socket that nobody listens on any more is removed; the directory of DefaultEndpoint() is made,
+// for its user alone.
 //   ALREADY_EXISTS       somebody listens there
-//   FAILED_PRECONDITION  the path exists and is no socket
+//   FAILED_PRECONDITION  the path exists and is no socket, or the directory of DefaultEndpoint() is
+//                        not its user's alone
 //   INVALID_ARGUMENT     the host does not resolve
 //   PERMISSION_DENIED, NOT_FOUND (the path's directory), UNAVAILABLE: by errno
 absl::Status PrepareToListen(const Endpoint& endpoint);

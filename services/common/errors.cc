@@ -70,6 +70,21 @@ absl::Status ArrivedDamaged(std::string_view what) {
                                          "the message was used, send it again"));
 }
 
+absl::Status ArrivedMalformed(std::string_view type) {
+  return absl::AbortedError(
+      absl::StrCat("the ", ToAbsl(type),
+                   " arrived damaged: it is malformed; nothing of it was used, send it again"));
+}
+
+absl::Status TooManyCalls() {
+  return absl::ResourceExhaustedError(
+      "the server has as many calls to do as it takes at a time; try again with backoff");
+}
+
+absl::Status Unauthenticated(std::string_view why) {
+  return absl::UnauthenticatedError(ToAbsl(why));
+}
+
 absl::Status CallerGone() {
   return absl::CancelledError("the caller cancelled the call or its deadline has passed");
 }

@@ -42,6 +42,11 @@ absl::Status TooManyBlocks(std::string_view field, int64_t blocks, int64_t limit
 absl::Status TooManyQueries(int64_t queries, int64_t limit);
 // Content does not fit the checksum that came with it: ABORTED, which nothing else is.
 absl::Status ArrivedDamaged(std::string_view what);
+// As a whole, it does not parse; ABORTED, too.
+absl::Status ArrivedMalformed(std::string_view type);
+absl::Status TooManyCalls();
+// The caller is nobody that the server knows.
+absl::Status Unauthenticated(std::string_view why);
 // The caller has gone or its deadline has passed: nobody would read the answer.
 absl::Status CallerGone();
 absl::Status OutOfMemory();

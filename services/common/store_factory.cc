@@ -18,7 +18,8 @@ absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOpti
       return absl::InvalidArgumentError(
           "--memstore and --data-dir are both given: the daemon has its own directory");
     }
-    return ConnectRemoteStore(options.memstore_target, {.cancel = options.cancel});
+    return ConnectRemoteStore(options.memstore_target,
+                              {.security = options.security, .cancel = options.cancel});
   }
   if (options.ram_bytes <= 0) {
     return absl::InvalidArgumentError(

@@ -8,13 +8,15 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "memstore/memory_store.h"
+#include "services/memstore/credentials.h"
 
 namespace infllm::services {
 
 struct StoreOptions {
   // `host:port` or `unix:/path` of an infllm-memstore; empty: a store in this process.
   std::string memstore_target;
-  // Of a remote store: RemoteStoreOptions::cancel.
+  // Of a remote store: as in RemoteStoreOptions.
+  ClientSecurity security;
   const std::atomic<bool>* cancel = nullptr;
   // Of a store in this process:
   int64_t ram_bytes = int64_t{4} << 30;  // of the RAM tier

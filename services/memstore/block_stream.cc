@@ -1,7 +1,6 @@
 #include "services/memstore/block_stream.h"
 
 #include <google/protobuf/io/coded_stream.h>
-#include <google/protobuf/wire_format_lite.h>
 
 #include <atomic>
 #include <memory>
@@ -18,11 +17,12 @@ namespace infllm::services {
 namespace {
 
 namespace pb = infllm::v1;
-using google::protobuf::internal::WireFormatLite;
 using google::protobuf::io::CodedOutputStream;
 
+// That of a field of bytes or of a message, as protobuf's encoding has it.
 uint32_t BytesTag(int field_number) {
-  return WireFormatLite::MakeTag(field_number, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
+  constexpr uint32_t kLengthDelimited = 2;
+  return static_cast<uint32_t>(field_number) << 3 | kLengthDelimited;
 }
 
 // Keeps a block pinned until gRPC drops its last slice, on whatever thread.

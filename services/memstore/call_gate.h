@@ -22,13 +22,18 @@ class CallGate {
   }
   void Leave() {
     const std::lock_guard lock(mutex_);
-    if (--running_ == 0) idle_.notify_all();
+    if (--running_ == 0) idle_.notify_all();  // under the lock: who waits may end the gate
   }
   // Returns when all that run have left, or after `patience`.
   void Close(absl::Duration patience) {
     std::unique_lock lock(mutex_);
     closed_ = true;
     idle_.wait_for(lock, absl::ToChronoMilliseconds(patience), [&] { return running_ == 0; });
+  }
+  // Returns when none runs any more.
+  void AwaitIdle() {
+    std::unique_lock lock(mutex_);
+    idle_.wait(lock, [&] { return running_ == 0; });
   }
 
  private:

@@ -1,8 +1,6 @@
 #include "services/memstore/channel.h"
 
 #include <grpcpp/client_context.h>
-#include <grpcpp/create_channel.h>
-#include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
@@ -21,7 +19,7 @@ namespace {
 
 namespace pb = infllm::v1;
 
-std::shared_ptr<grpc::Channel> NewChannel(const Endpoint& endpoint) {
+grpc::ChannelArguments Arguments() {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(wire::kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(wire::kMaxMessageBytes);
@@ -32,9 +30,7 @@ std::shared_ptr<grpc::Channel> NewChannel(const Endpoint& endpoint) {
   // A daemon that was restarted is found again within a second.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  const std::string target =
-      endpoint.is_unix() ? endpoint.ToString() : absl::StrCat("dns:///", endpoint.ToString());
-  return grpc::CreateCustomChannel(target, grpc::InsecureChannelCredentials(), arguments);
+  return arguments;
 }
 
 // Between two looks at `cancel`.
@@ -54,11 +50,13 @@ std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel, absl:
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> ConnectChannel(const std::string& target,
+                                                              const ClientSecurity& security,
                                                               absl::Duration timeout,
                                                               const std::atomic<bool>* cancel) {
   INFLLM_ASSIGN_OR_RETURN(const Endpoint endpoint, ParseEndpoint(target));
   KeepGrpcInitialized();
-  const std::shared_ptr<grpc::Channel> channel = NewChannel(endpoint);
+  INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                          NewChannel(security, endpoint, Arguments()));
   const absl::Time give_up = absl::Now() + timeout;
   while (!channel->WaitForConnected(absl::ToChronoTime(std::min(give_up, absl::Now() + kLook)))) {
     if (cancel != nullptr && *cancel) return error::Cancelled(target, "connecting");

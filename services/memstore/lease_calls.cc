@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "services/common/errors.h"
+#include "services/memstore/byte_buffer.h"
 #include "services/memstore/wire.h"
 
 namespace infllm::services {
@@ -12,16 +13,18 @@ namespace infllm::services {
 namespace pb = infllm::v1;
 using memstore::ContextId;
 
-class LeaseCalls::Call final : public grpc::ServerWriteReactor<pb::LeaseResponse> {
+class LeaseCalls::Call final : public grpc::ServerWriteReactor<grpc::ByteBuffer> {
  public:
   explicit Call(LeaseCalls& calls) : calls_(calls) {}
 
-  void Hold(const ContextId& lease) {
+  void Hold(const LeaseTable::LeaseId& lease) {
     lease_ = lease;
     calls_.table_.Hold(lease);
     const std::lock_guard lock(calls_.mutex_);
     calls_.calls_.insert(this);
-    response_.set_grace_ms(absl::ToInt64Milliseconds(calls_.table_.grace()));
+    pb::LeaseResponse response;
+    response.set_grace_ms(absl::ToInt64Milliseconds(calls_.table_.grace()));
+    response_ = ToBytes(response);
     StartWrite(&response_);
     if (calls_.ended_) End();
   }
@@ -49,8 +52,8 @@ class LeaseCalls::Call final : public grpc::ServerWriteReactor<pb::LeaseResponse
 
  private:
   LeaseCalls& calls_;
-  std::optional<ContextId> lease_;
-  pb::LeaseResponse response_;
+  std::optional<LeaseTable::LeaseId> lease_;
+  grpc::ByteBuffer response_;
   bool finished_ = false;  // guarded by the lock of calls_
 };
 
@@ -62,13 +65,16 @@ LeaseCalls::LeaseCalls(absl::Duration grace, memstore::MemoryStore& store)
         }
       }) {}
 
-grpc::ServerWriteReactor<pb::LeaseResponse>* LeaseCalls::Begin(const pb::LeaseRequest& request) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* LeaseCalls::Begin(const absl::Status& refusal,
+                                                              const std::string& tenant,
+                                                              const pb::LeaseRequest& request) {
   auto* const call = new Call(*this);
-  const absl::StatusOr<ContextId> lease = wire::ContextFromProto("lease", request.lease());
+  const absl::StatusOr<ContextId> lease =
+      refusal.ok() ? wire::ContextFromProto("lease", request.lease()) : refusal;
   if (!lease.ok()) {
     call->Refuse(lease.status());
   } else {
-    call->Hold(*lease);
+    call->Hold({.tenant = tenant, .id = *lease});
   }
   return call;
 }

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
 #include <mutex>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_set.h"
@@ -22,9 +24,10 @@ class LeaseCalls {
 
   LeaseTable& table() { return table_; }
 
-  // Answers a call, which then owns itself.
-  grpc::ServerWriteReactor<infllm::v1::LeaseResponse>* Begin(
-      const infllm::v1::LeaseRequest& request);
+  // Answers a call of the tenant, which then owns itself; with `refusal` unless that is OK.
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Begin(const absl::Status& refusal,
+                                                    const std::string& tenant,
+                                                    const infllm::v1::LeaseRequest& request);
   // Ends all, and those to come.
   void EndAll();
 

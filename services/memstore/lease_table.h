@@ -3,7 +3,9 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -18,7 +20,16 @@ namespace infllm::services {
 // lease is 128 random bits that the client brings; it is held by any number of calls. Thread-safe.
 class LeaseTable {
  public:
-  using LeaseId = memstore::ContextId;
+  // Of one tenant.
+  struct LeaseId {
+    std::string tenant;
+    memstore::ContextId id;
+    friend bool operator==(const LeaseId&, const LeaseId&) = default;
+    template <typename H>
+    friend H AbslHashValue(H state, const LeaseId& lease) {
+      return H::combine(std::move(state), lease.tenant, lease.id);
+    }
+  };
 
   // `drop` is called, by a thread of the table and without a lock, for each context of a lease that
   // nobody has held for `grace`.

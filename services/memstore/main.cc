@@ -26,7 +26,8 @@ constexpr int kExitUsage = 2;
 constexpr absl::Duration kDrain = absl::Seconds(10);
 
 struct Options {
-  Endpoint listen{.path = "", .host = "127.0.0.1", .port = 7077};
+  Endpoint listen = DefaultEndpoint();
+  ServerSecurity security;
   StoreOptions store;
   int lease_seconds = 10;
   int threads = 0;
@@ -45,16 +46,40 @@ CLI::Validator Into(T& out, Parse parse) {
       "");
 }
 
+void AddSecurityFlags(CLI::App& app, ServerSecurity& security) {
+  const auto file = [&](const char* name, std::string& path, const char* help) {
+    app.add_option(name, path, help)->type_name("FILE")->group("Who may connect");
+  };
+  file(
+      "--tls-cert", security.tls_cert,
+      "PEM certificate of this daemon, with those that lead to its CA; read again when it changes");
+  file("--tls-key", security.tls_key, "PEM key of --tls-cert; nobody else may read it");
+  file("--tls-client-ca", security.tls_client_ca,
+       "PEM certificates of the CAs that sign those of clients. A client without one is refused; "
+       "the "
+       "URI in it, else the DNS name, else the common name is its tenant");
+  file("--tokens-file", security.tokens_file,
+       "Lines of a tenant and its token (- is the default tenant); read again when it changes. A "
+       "client without a token is refused");
+  app.add_flag(
+         "--insecure", security.insecure,
+         "Listen on TCP although clients need not prove who they are, or show their tokens to "
+         "the network")
+      ->group("Who may connect");
+}
+
 void AddFlags(CLI::App& app, Options& options) {
   // The texts live as long as the flags only show them; the values are in `options`.
   static std::string listen, ram_bytes;
   listen = options.listen.ToString();
   ram_bytes = FormatByteSize(options.store.ram_bytes);
   app.add_option("--listen", listen,
-                 "Where to listen: host:port, [ipv6]:port or unix:/path; port 0 picks a free one")
+                 "Where to listen: unix:/path, which only this user can connect to, host:port or "
+                 "[ipv6]:port; port 0 picks a free one")
       ->type_name("ADDRESS")
       ->check(Into(options.listen, ParseEndpoint))
       ->capture_default_str();
+  AddSecurityFlags(app, options.security);
   app.add_option("--ram-bytes", ram_bytes,
                  "Capacity of the RAM tier: bytes, or with a unit as in 512MiB or 4GiB")
       ->type_name("SIZE")
@@ -102,7 +127,12 @@ absl::Status Serve(const Options& options) {
                           OpenStore(options.store, *backend));
   INFLLM_ASSIGN_OR_RETURN(
       const std::unique_ptr<MemstoreServer> server,
-      MemstoreServer::Start(options.listen, *store, absl::Seconds(options.lease_seconds)));
+      MemstoreServer::Start(options.listen, *store, absl::Seconds(options.lease_seconds),
+                            options.security));
+  if (options.security.insecure && !options.listen.is_unix()) {
+    std::cerr << "infllm-memstore: warning: --insecure: whoever reaches "
+              << server->endpoint().ToString() << " may read and delete what is here\n";
+  }
   std::cout << "infllm-memstore: listening on " << server->endpoint().ToString() << " (RAM tier "
             << FormatByteSize(options.store.ram_bytes) << ")" << std::endl;
 

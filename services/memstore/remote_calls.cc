@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace infllm::services {
 
 RemoteCalls::RemoteCalls(std::string target, const RemoteStoreOptions& options,
@@ -10,9 +12,15 @@ RemoteCalls::RemoteCalls(std::string target, const RemoteStoreOptions& options,
       call_timeout_(options.call_timeout),
       channel_(std::move(channel)),
       stub_(infllm::v1::MemoryStore::NewStub(channel_)),
+      generic_stub_(channel_),
       cancellation_(options.cancel),
       clock_(cancellation_),
       retrier_(options.retry, options.clock != nullptr ? *options.clock : clock_) {}
+
+std::string RemoteCalls::PathOf(std::string_view name) {
+  return absl::StrCat("/", infllm::v1::MemoryStore::service_full_name(), "/",
+                      absl::string_view(name.data(), name.size()));
+}
 
 absl::Status RemoteCalls::ToStatus(std::string_view call, const grpc::Status& status) const {
   switch (status.error_code()) {

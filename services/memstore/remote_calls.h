@@ -4,9 +4,8 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/byte_buffer.h>
-#include <grpcpp/support/proto_buffer_reader.h>
-#include <grpcpp/support/sync_stream.h>
 
 #include <atomic>
 #include <cstdint>
@@ -18,9 +17,11 @@
 #include "absl/status/status.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "services/common/errors.h"
+#include "services/memstore/byte_buffer.h"
 #include "services/memstore/cancellation.h"
 #include "services/memstore/remote_store.h"
 #include "services/memstore/retry.h"
+#include "services/memstore/stream_call.h"
 #include "services/memstore/unary_call.h"
 
 namespace infllm::services {
@@ -53,36 +54,23 @@ class RemoteCalls {
                     CallUnary(&cancellation_, absl::Now() + TimeoutOf(name), start, response));
   }
 
-  // Hands every message of the answer to `accept`; its error ends the call. Messages are read as
-  // bytes, for gRPC's own parsing would take one that does not parse for the end of the answer.
+  // A call that answers with a stream, of which every message is handed to `accept`; its error ends
+  // the call. One attempt.
   template <typename Response, typename Request>
-  absl::Status Stream(std::string_view name, const grpc::internal::RpcMethod& method,
-                      const Request& request, absl::FunctionRef<absl::Status(Response&)> accept) {
+  absl::Status Stream(std::string_view name, const Request& request,
+                      absl::FunctionRef<absl::Status(Response&)> accept) {
     grpc::ClientContext context;
     const Cancellation::Call in_flight(cancellation_, context);
     context.set_deadline(absl::ToChronoTime(absl::Now() + call_timeout_));
-    const std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
-        grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(channel_.get(), method,
-                                                                      &context, request));
-    grpc::ByteBuffer bytes;
     Response response;
-    while (reader->Read(&bytes)) {
-      grpc::ProtoBufferReader input(&bytes);
-      absl::Status accepted =
-          Counted(response.ParseFromZeroCopyStream(&input) ? accept(response)
-                                                           : error::DamagedMessage(target_, name));
-      if (!accepted.ok()) {
-        context.TryCancel();
-        reader->Finish();  // the cancellation; `accepted` says why
-        return accepted;
-      }
-    }
-    return ToStatus(name, reader->Finish());
-  }
-
-  // Of Stream: one for each call that answers with a stream.
-  grpc::internal::RpcMethod StreamMethod(const char* full_name) const {
-    return {full_name, grpc::internal::RpcMethod::SERVER_STREAMING, channel_};
+    absl::Status accepted;
+    const grpc::Status status = CallStream(
+        generic_stub_, PathOf(name), context, ToBytes(request), [&](grpc::ByteBuffer& bytes) {
+          accepted = Counted(FromBytes(bytes, response) ? accept(response)
+                                                        : error::DamagedMessage(target_, name));
+          return accepted.ok();
+        });
+    return accepted.ok() ? ToStatus(name, status) : accepted;
   }
 
   absl::Status ToStatus(std::string_view call, const grpc::Status& status) const;
@@ -110,6 +98,8 @@ class RemoteCalls {
   bool gave_up() const { return gave_up_; }
 
  private:
+  static std::string PathOf(std::string_view name);
+
   // The system's time; waits end when all is cancelled.
   class SystemClock final : public RetryClock {
    public:
@@ -125,6 +115,7 @@ class RemoteCalls {
   const absl::Duration call_timeout_;
   const std::shared_ptr<grpc::Channel> channel_;  // shared with stub_ and gRPC's own threads
   const std::unique_ptr<Stub> stub_;
+  grpc::GenericStub generic_stub_;
   Cancellation cancellation_;
   SystemClock clock_;
   Retrier retrier_;

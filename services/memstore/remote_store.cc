@@ -28,6 +28,7 @@ namespace {
 
 namespace pb = infllm::v1;
 using memstore::ContextId;
+using memstore::ContextOptions;
 using memstore::Geometry;
 using memstore::Selection;
 
@@ -36,9 +37,17 @@ constexpr absl::Duration kLastDrops = absl::Milliseconds(500);
 
 // What this client knows of a context.
 struct Context {
-  Geometry geometry;
+  ContextOptions options;
   std::vector<int64_t> published;  // blocks of each layer, at least
 };
+
+// The daemon knows whose client this is.
+absl::Status CheckTenant(std::string_view tenant) {
+  if (tenant.empty()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "a tenant is named, but that of a remote store is who the daemon takes its client for: leave "
+      "it empty");
+}
 
 // What a query takes in a request.
 size_t BytesOf(const memstore::SelectQuery& query) {
@@ -57,11 +66,7 @@ class RemoteStoreClient final : public RemoteStore {
  public:
   RemoteStoreClient(std::string target, const RemoteStoreOptions& options,
                     std::shared_ptr<grpc::Channel> channel)
-      : calls_(std::move(target), options, channel),
-        select_method_(calls_.StreamMethod("/infllm.v1.MemoryStore/Select")),
-        fetch_method_(calls_.StreamMethod("/infllm.v1.MemoryStore/Fetch")),
-        list_method_(calls_.StreamMethod("/infllm.v1.MemoryStore/ListCommitted")),
-        lease_(std::move(channel)) {}
+      : calls_(std::move(target), options, channel), lease_(std::move(channel)) {}
 
   // Shows that a memory store listens.
   absl::Status Probe() {
@@ -73,55 +78,52 @@ class RemoteStoreClient final : public RemoteStore {
   void Cancel() override { calls_.cancellation().Cancel(); }
   RetryCounts Retries() const override { return calls_.retrier().counts(); }
 
-  absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
+  absl::Status Create(const ContextId& id, const ContextOptions& options) override {
     INFLLM_RETURN_IF_ERROR(Validate(options));  // here too: sizes below must not overflow
+    INFLLM_RETURN_IF_ERROR(CheckTenant(options.tenant));
     pb::CreateRequest request;
     request.set_context(wire::ToProto(id));
-    request.set_tenant(options.tenant);
-    request.set_fingerprint_hi(options.model.hi);
-    request.set_fingerprint_lo(options.model.lo);
-    request.set_recipe(options.recipe);
-    *request.mutable_geometry() = wire::ToProto(options.geometry);
+    wire::OptionsToProto(options, request);
     request.set_lease(wire::ToProto(lease_.lease()));
     request.set_crc32c(wire::Checksum(request));
     pb::CreateResponse response;
     INFLLM_RETURN_IF_ERROR(calls_.Call("Create", &Stub::AsyncCreate, request, &response));
-    Remember(id, options.geometry);
+    Remember(id, options);
     return absl::OkStatus();
   }
 
   // Of contexts made elsewhere the daemon is asked, once.
-  absl::StatusOr<Geometry> Describe(const ContextId& context) override {
+  absl::StatusOr<ContextOptions> Describe(const ContextId& context) override {
     {
       const std::lock_guard lock(mutex_);
       const auto found = contexts_.find(context);
-      if (found != contexts_.end()) return found->second.geometry;
+      if (found != contexts_.end()) return found->second.options;
     }
     pb::DescribeRequest request;
     request.set_context(wire::ToProto(context));
     pb::DescribeResponse response;
     const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
       INFLLM_RETURN_IF_ERROR(calls_.CallOnce("Describe", &Stub::AsyncDescribe, request, &response));
-      if (response.crc32c() != wire::DescribeChecksum(context, response.geometry())) {
+      if (response.crc32c() != wire::DescribeChecksum(context, response)) {
         return calls_.Counted(
             error::DamagedAnswer(calls_.target(), {context}, "its checksum does not fit"));
       }
       return absl::OkStatus();
     });
     INFLLM_RETURN_IF_ERROR(calls_.Settle("Describe", status));
-    const absl::StatusOr<Geometry> geometry = wire::FromProto(response.geometry());
-    const absl::Status valid = geometry.ok() ? Validate(*geometry) : geometry.status();
+    const absl::StatusOr<ContextOptions> options = wire::OptionsFromProto(response);
+    const absl::Status valid = options.ok() ? Validate(*options) : options.status();
     if (!valid.ok()) {
       return calls_.Counted(
           error::WrongAnswer(calls_.target(), {context}, std::string(valid.message())));
     }
-    Remember(context, *geometry);
-    return *geometry;
+    Remember(context, *options);
+    return *options;
   }
 
   absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
                       std::span<const std::span<const std::byte>> payloads) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, Describe(context));
+    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
     const size_t bytes = geometry.payload_bytes();
     for (size_t i = 0; i < payloads.size(); ++i) {
       if (payloads[i].size() == bytes) continue;
@@ -148,7 +150,7 @@ class RemoteStoreClient final : public RemoteStore {
 
   absl::Status Publish(const ContextId& context, int32_t layer, int64_t first_block,
                        std::span<const float> representatives) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, Describe(context));
+    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
     const size_t floats = geometry.representative_floats();
     if (representatives.size() % floats != 0) {
       return error::NotWholeBlocks("representatives", static_cast<int64_t>(representatives.size()),
@@ -179,7 +181,7 @@ class RemoteStoreClient final : public RemoteStore {
     size_t part_bytes = 0;
     for (size_t i = 0; i < selections.size(); ++i) {
       const memstore::SelectQuery& query = request.queries[i];
-      const absl::StatusOr<Geometry> geometry = Describe(query.context);
+      const absl::StatusOr<Geometry> geometry = GeometryOf(query.context);
       if (absl::IsNotFound(geometry.status())) {
         selections[i].status = geometry.status();
         continue;
@@ -207,7 +209,7 @@ class RemoteStoreClient final : public RemoteStore {
 
   absl::StatusOr<std::vector<memstore::BlockHandle>> Fetch(
       const ContextId& context, int32_t layer, std::span<const int64_t> blocks) override {
-    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, Describe(context));
+    INFLLM_ASSIGN_OR_RETURN(const Geometry geometry, GeometryOf(context));
     pb::FetchRequest request;
     request.set_context(wire::ToProto(context));
     request.set_layer(layer);
@@ -216,8 +218,7 @@ class RemoteStoreClient final : public RemoteStore {
     const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
       FetchAnswer answer(calls_.target(), context, layer, blocks, geometry.payload_bytes());
       INFLLM_RETURN_IF_ERROR(calls_.Stream<pb::FetchResponse>(
-          "Fetch", fetch_method_, request,
-          [&](pb::FetchResponse& part) { return answer.Take(part); }));
+          "Fetch", request, [&](pb::FetchResponse& part) { return answer.Take(part); }));
       INFLLM_ASSIGN_OR_RETURN(handles, calls_.Counted(answer.Finish()));
       return absl::OkStatus();
     });
@@ -285,15 +286,15 @@ class RemoteStoreClient final : public RemoteStore {
 
   absl::StatusOr<memstore::CommittedContext> FindCommitted(std::string_view tenant,
                                                            std::string_view name) override {
+    INFLLM_RETURN_IF_ERROR(CheckTenant(tenant));
     pb::FindCommittedRequest request;
-    request.set_tenant(std::string(tenant));
     request.set_name(std::string(name));
     pb::FindCommittedResponse response;
     memstore::CommittedContext found;
     const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
       INFLLM_RETURN_IF_ERROR(
           calls_.CallOnce("FindCommitted", &Stub::AsyncFindCommitted, request, &response));
-      INFLLM_ASSIGN_OR_RETURN(found, calls_.Counted(Committed(response.context(), tenant)));
+      INFLLM_ASSIGN_OR_RETURN(found, calls_.Counted(Committed(response.context())));
       return absl::OkStatus();
     });
     INFLLM_RETURN_IF_ERROR(calls_.Settle("FindCommitted", status));
@@ -302,16 +303,15 @@ class RemoteStoreClient final : public RemoteStore {
 
   absl::StatusOr<std::vector<memstore::CommittedContext>> ListCommitted(
       std::string_view tenant) override {
-    pb::ListCommittedRequest request;
-    request.set_tenant(std::string(tenant));
+    INFLLM_RETURN_IF_ERROR(CheckTenant(tenant));
+    const pb::ListCommittedRequest request;
     std::vector<memstore::CommittedContext> all;
     const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
       all.clear();
       return calls_.Stream<pb::ListCommittedResponse>(
-          "ListCommitted", list_method_, request,
-          [&](pb::ListCommittedResponse& part) -> absl::Status {
+          "ListCommitted", request, [&](pb::ListCommittedResponse& part) -> absl::Status {
             for (const pb::CommittedContext& context : part.contexts()) {
-              INFLLM_ASSIGN_OR_RETURN(memstore::CommittedContext one, Committed(context, tenant));
+              INFLLM_ASSIGN_OR_RETURN(memstore::CommittedContext one, Committed(context));
               all.push_back(std::move(one));
             }
             return absl::OkStatus();
@@ -324,12 +324,9 @@ class RemoteStoreClient final : public RemoteStore {
   absl::StatusOr<memstore::Prefix> FindPrefix(const memstore::ContextOptions& options,
                                               int32_t exec_block,
                                               std::span<const int32_t> tokens) override {
+    INFLLM_RETURN_IF_ERROR(CheckTenant(options.tenant));
     pb::FindPrefixRequest request;
-    request.set_tenant(options.tenant);
-    request.set_fingerprint_hi(options.model.hi);
-    request.set_fingerprint_lo(options.model.lo);
-    request.set_recipe(options.recipe);
-    *request.mutable_geometry() = wire::ToProto(options.geometry);
+    wire::OptionsToProto(options, request);
     request.set_exec_block(exec_block);
     request.mutable_tokens()->Assign(tokens.begin(), tokens.end());
     request.set_crc32c(wire::Checksum(request));
@@ -342,8 +339,7 @@ class RemoteStoreClient final : public RemoteStore {
         return calls_.Counted(
             error::DamagedAnswer(calls_.target(), {}, "the checksum of a prefix does not fit"));
       }
-      INFLLM_ASSIGN_OR_RETURN(found.context,
-                              calls_.Counted(Committed(response.context(), options.tenant)));
+      INFLLM_ASSIGN_OR_RETURN(found.context, calls_.Counted(Committed(response.context())));
       found.tokens = response.tokens();
       const memstore::Reusable& reusable = found.context.reusable;
       if (found.context.options == options && reusable.exec_block == exec_block &&
@@ -446,8 +442,7 @@ class RemoteStoreClient final : public RemoteStore {
     message.set_crc32c(wire::Checksum(message));
     SelectAnswer answer(calls_.target(), request.layer, asked_now);
     INFLLM_RETURN_IF_ERROR(calls_.Stream<pb::SelectResponse>(
-        "Select", select_method_, message,
-        [&](pb::SelectResponse& more) { return answer.Take(more); }));
+        "Select", message, [&](pb::SelectResponse& more) { return answer.Take(more); }));
     INFLLM_ASSIGN_OR_RETURN(std::vector<Selection> answers, calls_.Counted(answer.Finish()));
     for (size_t i = 0; i < part.size(); ++i) selections[part[i]] = std::move(answers[i]);
     return absl::OkStatus();
@@ -469,8 +464,7 @@ class RemoteStoreClient final : public RemoteStore {
     return calls_.ToStatus("Drop", CallUnary(nullptr, end, start, &response));
   }
 
-  absl::StatusOr<memstore::CommittedContext> Committed(const pb::CommittedContext& proto,
-                                                       std::string_view tenant) const {
+  absl::StatusOr<memstore::CommittedContext> Committed(const pb::CommittedContext& proto) const {
     if (proto.crc32c() != wire::Checksum(proto)) {
       return error::DamagedAnswer(calls_.target(), {},
                                   "the checksum of a committed context does not fit");
@@ -478,18 +472,27 @@ class RemoteStoreClient final : public RemoteStore {
     absl::StatusOr<memstore::CommittedContext> context = wire::FromProto(proto);
     const absl::Status valid = context.ok() ? Validate(context->options) : context.status();
     if (!valid.ok()) return error::WrongAnswer(calls_.target(), {}, std::string(valid.message()));
-    if (context->options.tenant != tenant || context->tokens < 0 || context->published < 0 ||
-        context->blocks < context->published ||
+    if (context->tokens < 0 || context->published < 0 || context->blocks < context->published ||
         !memstore::Validate(context->reusable, context->tokens).ok()) {
       return error::WrongAnswer(calls_.target(), {}, "a committed context that cannot be");
     }
     return context;
   }
 
-  void Remember(const ContextId& context, const Geometry& geometry) {
+  absl::StatusOr<Geometry> GeometryOf(const ContextId& context) {
+    {
+      const std::lock_guard lock(mutex_);
+      const auto found = contexts_.find(context);
+      if (found != contexts_.end()) return found->second.options.geometry;
+    }
+    INFLLM_ASSIGN_OR_RETURN(const ContextOptions options, Describe(context));
+    return options.geometry;
+  }
+
+  void Remember(const ContextId& context, const ContextOptions& options) {
+    const auto layers = static_cast<size_t>(options.geometry.layers);
     const std::lock_guard lock(mutex_);
-    contexts_[context] = {.geometry = geometry,
-                          .published = std::vector<int64_t>(static_cast<size_t>(geometry.layers))};
+    contexts_[context] = {.options = options, .published = std::vector<int64_t>(layers)};
   }
 
   std::optional<Context> Recall(const ContextId& context) const {
@@ -514,13 +517,10 @@ class RemoteStoreClient final : public RemoteStore {
     published = std::max(published, blocks);
   }
   static bool HasLayer(const Context& context, int32_t layer) {
-    return layer >= 0 && layer < context.geometry.layers;
+    return layer >= 0 && layer < context.options.geometry.layers;
   }
 
   RemoteCalls calls_;
-  const grpc::internal::RpcMethod select_method_;
-  const grpc::internal::RpcMethod fetch_method_;
-  const grpc::internal::RpcMethod list_method_;
   mutable std::mutex mutex_;
   absl::flat_hash_map<ContextId, Context> contexts_ ABSL_GUARDED_BY(mutex_);
   absl::Time last_drops_end_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
@@ -531,8 +531,9 @@ class RemoteStoreClient final : public RemoteStore {
 
 absl::StatusOr<std::unique_ptr<RemoteStore>> ConnectRemoteStore(const std::string& target,
                                                                 const RemoteStoreOptions& options) {
-  INFLLM_ASSIGN_OR_RETURN(std::shared_ptr<grpc::Channel> channel,
-                          ConnectChannel(target, options.connect_timeout, options.cancel));
+  INFLLM_ASSIGN_OR_RETURN(
+      std::shared_ptr<grpc::Channel> channel,
+      ConnectChannel(target, options.security, options.connect_timeout, options.cancel));
   auto store = std::make_unique<RemoteStoreClient>(target, options, std::move(channel));
   INFLLM_RETURN_IF_ERROR(store->Probe());
   return store;

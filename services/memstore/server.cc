@@ -6,9 +6,14 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
-#include <unistd.h>
+#include <sys/stat.h>
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -21,15 +26,94 @@
 namespace infllm::services {
 namespace {
 
-// Each running call holds a thread. Past this, calls fail with RESOURCE_EXHAUSTED instead of
-// exhausting the machine's threads.
-constexpr int kMaxThreads = 512;
+// Of calls that gRPC itself answers: reflection.
+constexpr int kMaxThreads = 64;
+
+// Calls of one connection at a time; gRPC's clients wait with more.
+constexpr int kMaxStreams = 256;
+
+// A connection without calls is closed, as is every one after a while: then certificates and tokens
+// are looked at again. Calls that run may end first. gRPC's clients connect again by themselves.
+constexpr int kIdleMs = 600'000, kAgeMs = 3'600'000, kAgeGraceMs = 600'000;
+
+// To say hello in, and the least time between two pings of a client.
+constexpr int kHandshakeMs = 10'000, kLeastPingMs = 10'000;
+
+// Between two looks at whether the service can serve.
+constexpr std::chrono::milliseconds kLook{200};
 
 // A connection that is silent for so long is asked for a sign of life, and has as long to give one.
 constexpr int kPingMs = 30'000;
 
 // How long the last answers may take to leave, and idle clients to close their connections.
 constexpr absl::Duration kFlush = absl::Milliseconds(500);
+
+// Only this user may connect to Unix sockets that are made meanwhile.
+class PrivateFiles {
+ public:
+  PrivateFiles() : before_(::umask(0077)) {}
+  ~PrivateFiles() { ::umask(before_); }
+  PrivateFiles(const PrivateFiles&) = delete;
+  PrivateFiles& operator=(const PrivateFiles&) = delete;
+
+ private:
+  const mode_t before_;
+};
+
+// Tells gRPC's health service whether ours can serve, until it is stopped.
+class HealthWatch {
+ public:
+  HealthWatch(const LeasingService& service, grpc::HealthCheckServiceInterface& health)
+      : service_(service), health_(health), thread_([this] { Run(); }) {}
+  ~HealthWatch() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+
+ private:
+  void Run() {
+    std::optional<bool> told;
+    std::unique_lock lock(mutex_);
+    while (!stopping_) {
+      const bool can = service_.CanServe();
+      if (told != can) {
+        health_.SetServingStatus(infllm::v1::MemoryStore::service_full_name(), can);
+        told = can;
+      }
+      changed_.wait_for(lock, kLook, [&] { return stopping_; });
+    }
+  }
+
+  const LeasingService& service_;
+  grpc::HealthCheckServiceInterface& health_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
+void SetLimits(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(wire::kMaxMessageBytes);
+  builder.SetMaxSendMessageSize(wire::kMaxMessageBytes);
+  // A small message could unpack to a large one.
+  for (int i = GRPC_COMPRESS_NONE + 1; i < GRPC_COMPRESS_ALGORITHMS_COUNT; ++i) {
+    builder.SetCompressionAlgorithmSupportStatus(static_cast<grpc_compression_algorithm>(i), false);
+  }
+  builder.SetResourceQuota(grpc::ResourceQuota("infllm-memstore").SetMaxThreads(kMaxThreads));
+  // A client on a host that has vanished is noticed by pings, and so its lease ends.
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPingMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kLeastPingMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreams);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, kAgeMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, kAgeGraceMs);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMs);
+}
 
 }  // namespace
 
@@ -38,38 +122,40 @@ struct MemstoreServer::Impl {
   CallGate gate;
   std::unique_ptr<LeasingService> service;
   std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<HealthWatch> health_watch;
 };
 
-absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(const Endpoint& listen,
-                                                                      memstore::MemoryStore& store,
-                                                                      absl::Duration lease_grace) {
-  INFLLM_RETURN_IF_ERROR(PrepareToListen(listen));
+absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
+    const Endpoint& listen, memstore::MemoryStore& store, absl::Duration lease_grace,
+    const ServerSecurity& security) {
   KeepGrpcInitialized();
+  INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
+                          NewServerCredentials(security, listen));
+  INFLLM_ASSIGN_OR_RETURN(std::unique_ptr<Authenticator> authenticator, NewAuthenticator(security));
+  INFLLM_RETURN_IF_ERROR(PrepareToListen(listen));
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
 
   auto impl = std::make_unique<Impl>();
   impl->endpoint = listen;
-  impl->service = NewMemoryStoreService(store, impl->gate, lease_grace);
+  impl->service = NewMemoryStoreService(store, impl->gate, lease_grace, std::move(authenticator));
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(listen.ToString(), credentials, &port);
   builder.RegisterService(&impl->service->service());
-  builder.SetMaxReceiveMessageSize(wire::kMaxMessageBytes);
-  builder.SetMaxSendMessageSize(wire::kMaxMessageBytes);
-  builder.SetResourceQuota(grpc::ResourceQuota("infllm-memstore").SetMaxThreads(kMaxThreads));
-  // A client on a host that has vanished is noticed by pings, and so its lease ends.
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kPingMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingMs);
+  SetLimits(builder);
   // With it, a second daemon would share the port and half of the calls would go to each.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  impl->server = builder.BuildAndStart();
+  {
+    const PrivateFiles only_ours;
+    impl->server = builder.BuildAndStart();
+  }
   if (impl->server == nullptr) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", listen.ToString()));
   }
   if (!listen.is_unix()) impl->endpoint.port = static_cast<uint16_t>(port);
-  impl->server->GetHealthCheckService()->SetServingStatus(
-      infllm::v1::MemoryStore::service_full_name(), true);
+  impl->health_watch =
+      std::make_unique<HealthWatch>(*impl->service, *impl->server->GetHealthCheckService());
   return std::unique_ptr<MemstoreServer>(new MemstoreServer(std::move(impl)));
 }
 
@@ -81,11 +167,13 @@ const Endpoint& MemstoreServer::endpoint() const { return impl_->endpoint; }
 
 void MemstoreServer::Shutdown(absl::Duration grace) {
   if (impl_->server == nullptr) return;
+  impl_->health_watch.reset();
   impl_->server->GetHealthCheckService()->Shutdown();
   impl_->gate.Close(grace);
   impl_->service->EndLeases();
   impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + std::min(grace, kFlush)));
   impl_->server->Wait();
+  impl_->gate.AwaitIdle();
   impl_->server.reset();
 }
 

@@ -6,19 +6,22 @@
 #include "absl/time/time.h"
 #include "memstore/memory_store.h"
 #include "services/common/endpoint.h"
+#include "services/memstore/credentials.h"
 
 namespace infllm::services {
 
-// A gRPC server with infllm.v1.MemoryStore over one store, gRPC health (grpc.health.v1, overall and
-// for the service by name) and reflection.
+// A gRPC server with infllm.v1.MemoryStore over one store, gRPC health (grpc.health.v1) and
+// reflection, which need no proof of who asks. Overall it is healthy as long as it runs; the
+// service, by its name, while it can serve, too (LeasingService::CanServe).
 class MemstoreServer {
  public:
   // Listens on `listen` and serves `store`, which must outlive the server.
-  //   Errors: those of PrepareToListen().
-  // Contexts of a client that has gone are dropped after `lease_grace`.
+  //   Errors: those of PrepareToListen() and credentials.h.
+  // Contexts of a client that has gone are dropped after `lease_grace`. Only the user of this
+  // process can connect to a Unix socket.
   static absl::StatusOr<std::unique_ptr<MemstoreServer>> Start(
       const Endpoint& listen, memstore::MemoryStore& store,
-      absl::Duration lease_grace = absl::Seconds(10));
+      absl::Duration lease_grace = absl::Seconds(10), const ServerSecurity& security = {});
   // Shuts down without grace if that has not happened yet.
   ~MemstoreServer();
 

@@ -106,7 +106,6 @@ absl::StatusOr<memstore::ContextId> ContextFromProto(std::string_view field,
 uint32_t Checksum(const pb::CreateRequest& request) {
   return Sum()
       .Add(request.context())
-      .AddCounted(request.tenant())
       .Add(static_cast<int64_t>(request.fingerprint_hi()))
       .Add(static_cast<int64_t>(request.fingerprint_lo()))
       .AddCounted(request.recipe())
@@ -163,7 +162,6 @@ uint32_t Checksum(const pb::CommittedContext& context) {
       .Add(context.base())
       .Add(context.created_ms())
       .Add(context.stored_bytes())
-      .AddCounted(context.tenant())
       .Add(int64_t{context.exec_block()})
       .Add(context.reusable_tokens())
       .crc();
@@ -171,7 +169,6 @@ uint32_t Checksum(const pb::CommittedContext& context) {
 
 uint32_t Checksum(const pb::FindPrefixRequest& request) {
   return Sum()
-      .AddCounted(request.tenant())
       .Add(static_cast<int64_t>(request.fingerprint_hi()))
       .Add(static_cast<int64_t>(request.fingerprint_lo()))
       .AddCounted(request.recipe())
@@ -190,8 +187,15 @@ uint32_t CheckpointChecksum(const memstore::ContextId& id,
   return Sum().Add(id).AddCounted(response.tokens()).AddCounted(response.state()).crc();
 }
 
-uint32_t DescribeChecksum(const memstore::ContextId& context, const pb::Geometry& geometry) {
-  return Sum().Add(context).Add(geometry).crc();
+uint32_t DescribeChecksum(const memstore::ContextId& context,
+                          const pb::DescribeResponse& response) {
+  return Sum()
+      .Add(context)
+      .Add(response.geometry())
+      .Add(static_cast<int64_t>(response.fingerprint_hi()))
+      .Add(static_cast<int64_t>(response.fingerprint_lo()))
+      .AddCounted(response.recipe())
+      .crc();
 }
 
 uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> content) {
@@ -246,9 +250,6 @@ pb::Scoring ToProto(kernels::Scoring scoring) { return EnumToProto(kScorings, sc
 absl::StatusOr<memstore::CommittedContext> FromProto(const pb::CommittedContext& proto) {
   memstore::CommittedContext context{
       .name = proto.name(),
-      .options = {.tenant = proto.tenant(),
-                  .model = {.hi = proto.fingerprint_hi(), .lo = proto.fingerprint_lo()},
-                  .recipe = proto.recipe()},
       .tokens = proto.tokens(),
       .blocks = proto.blocks(),
       .published = proto.published(),
@@ -257,7 +258,7 @@ absl::StatusOr<memstore::CommittedContext> FromProto(const pb::CommittedContext&
       .stored_bytes = proto.stored_bytes()};
   INFLLM_ASSIGN_OR_RETURN(context.id, ContextFromProto("id", proto.id()));
   INFLLM_ASSIGN_OR_RETURN(context.base, ContextFromProto("base", proto.base()));
-  INFLLM_ASSIGN_OR_RETURN(context.options.geometry, FromProto(proto.geometry()));
+  INFLLM_ASSIGN_OR_RETURN(context.options, OptionsFromProto(proto));
   return context;
 }
 
@@ -265,10 +266,7 @@ pb::CommittedContext ToProto(const memstore::CommittedContext& context) {
   pb::CommittedContext proto;
   proto.set_id(ToProto(context.id));
   proto.set_name(context.name);
-  proto.set_fingerprint_hi(context.options.model.hi);
-  proto.set_fingerprint_lo(context.options.model.lo);
-  proto.set_recipe(context.options.recipe);
-  *proto.mutable_geometry() = ToProto(context.options.geometry);
+  OptionsToProto(context.options, proto);
   proto.set_tokens(context.tokens);
   proto.set_blocks(context.blocks);
   proto.set_published(context.published);
@@ -277,7 +275,6 @@ pb::CommittedContext ToProto(const memstore::CommittedContext& context) {
   proto.set_base(ToProto(context.base));
   proto.set_created_ms(context.created_ms);
   proto.set_stored_bytes(context.stored_bytes);
-  proto.set_tenant(context.options.tenant);
   proto.set_crc32c(Checksum(proto));
   return proto;
 }

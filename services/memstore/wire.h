@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "infllm/v1/memory_store.pb.h"
+#include "kernels/core/status_macros.h"
 #include "memstore/block.h"
 #include "memstore/limits.h"
 #include "memstore/memory_store.h"
@@ -60,7 +61,8 @@ uint32_t Checksum(const infllm::v1::FindPrefixResponse& response);
 // Of the answer about `id`.
 uint32_t CheckpointChecksum(const memstore::ContextId& id,
                             const infllm::v1::ReadCheckpointResponse& response);
-uint32_t DescribeChecksum(const memstore::ContextId& context, const infllm::v1::Geometry& geometry);
+uint32_t DescribeChecksum(const memstore::ContextId& context,
+                          const infllm::v1::DescribeResponse& response);
 uint32_t BlockChecksum(const BlockPlace& place, std::span<const std::byte> content);
 // Of the answer to query number `query`.
 uint32_t AnswerChecksum(const memstore::ContextId& context, int32_t layer, int64_t query,
@@ -69,6 +71,22 @@ uint32_t AnswerChecksum(const memstore::ContextId& context, int32_t layer, int64
 // INVALID_ARGUMENT: an enum has no known value. Sizes are the store's to judge.
 absl::StatusOr<memstore::Geometry> FromProto(const infllm::v1::Geometry& proto);
 infllm::v1::Geometry ToProto(const memstore::Geometry& geometry);
+// Between options, but for the tenant, and the messages that have them. As for a geometry.
+template <typename Message>
+absl::StatusOr<memstore::ContextOptions> OptionsFromProto(const Message& proto) {
+  INFLLM_ASSIGN_OR_RETURN(const memstore::Geometry geometry, FromProto(proto.geometry()));
+  return memstore::ContextOptions{
+      .model = {.hi = proto.fingerprint_hi(), .lo = proto.fingerprint_lo()},
+      .recipe = proto.recipe(),
+      .geometry = geometry};
+}
+template <typename Message>
+void OptionsToProto(const memstore::ContextOptions& options, Message& proto) {
+  proto.set_fingerprint_hi(options.model.hi);
+  proto.set_fingerprint_lo(options.model.lo);
+  proto.set_recipe(options.recipe);
+  *proto.mutable_geometry() = ToProto(options.geometry);
+}
 absl::StatusOr<kernels::Scoring> FromProto(infllm::v1::Scoring proto);
 infllm::v1::Scoring ToProto(kernels::Scoring scoring);
 absl::StatusOr<memstore::CommittedContext> FromProto(const infllm::v1::CommittedContext& proto);

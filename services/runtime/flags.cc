@@ -71,6 +71,21 @@ void AddMethodFlag(CLI::App& command, const worker::AttentionOption& option,
 
 }  // namespace
 
+void AddSecurityFlags(CLI::App& command, ClientSecurity& security) {
+  const auto file = [&](const char* name, std::string& path, const char* help) {
+    command.add_option(name, path, help)->type_name("FILE")->group("Memory store");
+  };
+  file("--tls-ca", security.tls_ca,
+       "PEM certificates of the CAs that sign the daemon's; makes the connection one of TLS");
+  file("--tls-cert", security.tls_cert, "PEM certificate that says to the daemon who calls");
+  file("--tls-key", security.tls_key, "PEM key of --tls-cert");
+  file("--token-file", security.token_file,
+       "token that says to the daemon who calls; default: the environment's INFLLM_TOKEN");
+  command
+      .add_flag("--insecure", security.insecure, "send the token over TCP without TLS all the same")
+      ->group("Memory store");
+}
+
 void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
   const auto choice = [&](const char* name, std::string& value, const char* help,
                           std::vector<std::string> names) {
@@ -99,6 +114,7 @@ void AddRuntimeFlags(CLI::App& command, RuntimeFlags& flags) {
       .add_option("--memstore", flags.memstore,
                   "memory store daemon, host:port or unix:path; default: in this process")
       ->group("Memory store");
+  AddSecurityFlags(command, flags.security);
   command
       .add_option("--kv-bytes", flags.kv_bytes,
                   "memory for keys and values of windows, e.g. 8GiB; auto is half of what is free")

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/core/dtype.h"
+#include "services/memstore/credentials.h"
 #include "worker/attention/attention_options.h"
 
 namespace CLI {
@@ -20,6 +21,7 @@ struct RuntimeFlags {
   std::string dtype = "auto";   // auto, f32, bf16
   int threads = 0;              // 0: ThreadPool::DefaultThreads()
   std::string memstore;         // empty: in process
+  ClientSecurity security;      // of the connection to it
   std::string ram_bytes = "4GiB";
   std::string data_dir;
   std::string kv_bytes = "auto";  // bytes, or auto
@@ -28,6 +30,9 @@ struct RuntimeFlags {
   worker::AttentionOptions attention;  // the flags of the method
   bool json = false;
 };
+
+// Those of a connection to a memory store daemon. `security` must outlive `command`.
+void AddSecurityFlags(CLI::App& command, ClientSecurity& security);
 
 // Binds the flags to `command`. `flags` must outlive it. The preset is applied when the command
 // line has been parsed.

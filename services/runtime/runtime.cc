@@ -132,6 +132,7 @@ absl::StatusOr<EngineRuntime> NewEngine(worker::ModelRuntime& model, const Runti
   if (options.policy == worker::PolicyKind::kInfLlm) {
     INFLLM_ASSIGN_OR_RETURN(const int64_t ram_bytes, ParseByteSize(flags.ram_bytes));
     INFLLM_ASSIGN_OR_RETURN(runtime.store, OpenStore({.memstore_target = flags.memstore,
+                                                      .security = flags.security,
                                                       .cancel = cancel,
                                                       .ram_bytes = ram_bytes,
                                                       .data_dir = flags.data_dir},

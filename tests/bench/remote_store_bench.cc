@@ -60,8 +60,8 @@ class Fixture {
                  ("infllm-bench-" + std::to_string(::getpid()) + "-" + std::to_string(block_kib)))
                     .string()) {
     unix_server_ = *services::MemstoreServer::Start({.path = socket_}, *store_);
-    tcp_server_ =
-        *services::MemstoreServer::Start({.path = "", .host = "127.0.0.1", .port = 0}, *store_);
+    tcp_server_ = *services::MemstoreServer::Start({.path = "", .host = "127.0.0.1", .port = 0},
+                                                   *store_, absl::Seconds(10), {.insecure = true});
     unix_store_ = *services::ConnectRemoteStore(unix_server_->endpoint().ToString(), {});
     tcp_store_ = *services::ConnectRemoteStore(tcp_server_->endpoint().ToString(), {});
     std::mt19937_64 random(7);

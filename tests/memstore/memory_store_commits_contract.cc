@@ -99,8 +99,8 @@ TEST_P(MemoryStoreContract, ACommitIsReadLikeAnyOtherAndNeverChanges) {
   EXPECT_OK(FetchAndCompare(request.id, 0, {0, 1, 2, 3, 4}));
   EXPECT_OK(FetchAndCompare(request.id, 1, {4, 0}));
   EXPECT_THAT(FetchAndCompare(request.id, 0, {5}), StatusIs(absl::StatusCode::kOutOfRange));
-  ASSERT_OK_AND_ASSIGN(const Geometry geometry, store_->Describe(request.id));
-  EXPECT_EQ(geometry, kGeometry);
+  ASSERT_OK_AND_ASSIGN(const ContextOptions options, store_->Describe(request.id));
+  EXPECT_EQ(options, Options());
   ASSERT_OK_AND_ASSIGN(const Selection all,
                        Select(0, {.context = request.id, .query = Query(0), .k = 9}));
   EXPECT_THAT(Indices(all), ElementsAre(0, 1, 2));

@@ -60,6 +60,8 @@ TEST_P(MemoryStoreContract, CreateCanBeRepeated) {
   const ContextId id = NewContextId();
   ASSERT_OK(store_->Create(id, Options()));
   EXPECT_OK(store_->Create(id, Options()));
+  ASSERT_OK_AND_ASSIGN(const ContextOptions options, store_->Describe(id));
+  EXPECT_EQ(options, Options());
   ASSERT_OK(Append(id, 0, 0, 2));
   EXPECT_OK(store_->Create(id, Options()));
   EXPECT_OK(FetchAndCompare(id, 0, {0, 1})) << "it is not made anew";
@@ -78,7 +80,6 @@ TEST_P(MemoryStoreContract, AnIdIsOfOneContext) {
     change(options);
     EXPECT_THAT(store_->Create(id, options), exists);
   };
-  refused([](auto& o) { o.tenant = "another"; });
   refused([](auto& o) { o.model.lo = 43; });
   refused([](auto& o) { o.recipe = "n_local=128"; });
   refused([](auto& o) { o.geometry.layers = 3; });

@@ -201,8 +201,6 @@ TEST_F(BadRequestTest, Create) {
       {"a block larger than the RAM tier",
        [](auto& r) { r.mutable_geometry()->set_block_tokens(8192 * 4); }, grpc::INVALID_ARGUMENT,
        "block_tokens"},
-      {"a long tenant", [](auto& r) { r.set_tenant(std::string(257, 'x')); },
-       grpc::INVALID_ARGUMENT, "257"},
       {"a long recipe", [](auto& r) { r.set_recipe(std::string(1025, 'x')); },
        grpc::INVALID_ARGUMENT, "1025"},
       {"no context", [](auto& r) { r.clear_context(); }, grpc::INVALID_ARGUMENT,

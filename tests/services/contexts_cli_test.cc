@@ -10,6 +10,7 @@
 
 #include "gmock/gmock.h"
 #include "tests/services/cli_fixture.h"
+#include "tests/services/test_certificates.h"
 
 namespace infllm {
 namespace {
@@ -205,6 +206,39 @@ TEST_F(ContextsCliTest, WhatCannotBeIsExplained) {
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
   fails(Ingest({"--memstore", endpoint}, "a", text), "--data-dir");
   fails({"contexts", "list", "--memstore", endpoint}, "--data-dir");
+}
+
+// Two readers of a daemon on TCP, by certificate: same names, each its own.
+TEST_F(ContextsCliTest, TenantsHaveContextsOfTheirOwn) {
+  const ::infllm::testing::TestCa ca(dir_.file("ca"));
+  ca.Issue("server", "", "IP:127.0.0.1");
+  ca.Issue("a", "", "URI:spiffe://test/a");
+  ca.Issue("b", "", "URI:spiffe://test/b");
+  Subprocess daemon(Plus(DaemonFlags("127.0.0.1:0", dir_.file("data")),
+                         {"--tls-cert", ca.path("server.pem"), "--tls-key", ca.path("server.key"),
+                          "--tls-client-ca", ca.ca()}));
+  ASSERT_TRUE(daemon.WaitForOutput("RAM tier")) << daemon.err();
+  const std::string out = daemon.out();
+  const size_t begin = out.find("127.0.0.1:");
+  const std::string endpoint = out.substr(begin, out.find(' ', begin) - begin);
+  const auto of = [&](const std::string& who) {
+    return Arguments{
+        "--memstore",          endpoint,    "--tls-ca",           ca.ca(), "--tls-cert",
+        ca.path(who + ".pem"), "--tls-key", ca.path(who + ".key")};
+  };
+  const std::string text = dir_.Write("text", StoryText(20)),
+                    other = dir_.Write("other", StoryText(9));
+  const Result first = Run(Ingest(of("a"), "name", text));
+  ASSERT_EQ(first.status, 0) << first.err;
+  const Result none = Contexts({"show", "name"}, of("b"));
+  EXPECT_EQ(none.status, 1);
+  EXPECT_THAT(none.err, HasSubstr("no context \"name\" is committed"));
+  const Result second = Run(Ingest(of("b"), "name", other));
+  ASSERT_EQ(second.status, 0) << second.err;
+  EXPECT_EQ(Contexts({"delete", "name"}, of("b")).status, 0);
+  EXPECT_EQ(Ask(Plus({"--context", "name"}, of("a"))), Ask({"--text", text}));
+  const Result nobody = Contexts({"list"}, {"--memstore", endpoint, "--tls-ca", ca.ca()});
+  EXPECT_EQ(nobody.status, 1);
 }
 
 // Reader and daemon are killed at random; what was committed stays, and in the end all is as if

@@ -29,7 +29,15 @@ using ::infllm::testing::IsOk;
 using ::infllm::testing::TempDir;
 using memstore::ContextId;
 
-constexpr ContextId kLease{.hi = 1, .lo = 1}, kOther{.hi = 2, .lo = 2};
+memstore::ContextOptions Options() {
+  memstore::ContextOptions options = memstore::Options();
+  options.tenant.clear();
+  return options;
+}
+
+// The same bits are another lease of another tenant's.
+const LeaseTable::LeaseId kLease{.tenant = "a", .id = {.hi = 1, .lo = 1}},
+    kOther{.tenant = "b", .id = {.hi = 1, .lo = 1}};
 
 // A table whose drops are collected.
 class LeaseTableTest : public ::testing::Test {
@@ -100,8 +108,8 @@ TEST(LeaseTest, AClientThatHasGoneLeavesNothing) {
   ASSERT_OK_AND_ASSIGN(auto first, ConnectRemoteStore(target, {}));
   ASSERT_OK_AND_ASSIGN(auto second, ConnectRemoteStore(target, {}));
   const ContextId kept = memstore::NewContextId(), lost = memstore::NewContextId();
-  ASSERT_OK(first->Create(kept, memstore::Options()));
-  ASSERT_OK(second->Create(lost, memstore::Options()));
+  ASSERT_OK(first->Create(kept, Options()));
+  ASSERT_OK(second->Create(lost, Options()));
   ASSERT_OK(second->Fork(kept, memstore::NewContextId()));
   EXPECT_EQ(store->Stats()->contexts, 3);
   second.reset();

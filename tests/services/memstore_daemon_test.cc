@@ -3,12 +3,11 @@
 #include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/create_channel.h>
-#include <grpcpp/impl/codegen/client_unary_call.h>
 #include <grpcpp/security/credentials.h>
-#include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/sync_stream.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +21,7 @@
 #include "services/memstore/remote_store.h"
 #include "services/memstore/wire.h"
 #include "tests/services/fake_retry_clock.h"
+#include "tests/services/raw_client.h"
 #include "tests/support/scoped_env.h"
 #include "tests/support/status_matchers.h"
 #include "tests/support/temp_dir.h"
@@ -31,12 +31,15 @@ extern char** environ;
 namespace infllm::services {
 namespace {
 
+using ::infllm::testing::CallRaw;
 using ::infllm::testing::FakeRetryClock;
+using ::infllm::testing::kServing;
 using ::infllm::testing::ScopedEnv;
 using ::infllm::testing::StatusIs;
 using ::infllm::testing::TempDir;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::SizeIs;
 using ::testing::StartsWith;
 
 constexpr memstore::Geometry kGeometry = {.layers = 1,
@@ -130,54 +133,19 @@ class Daemon {
   FILE* err_ = nullptr;
 };
 
-grpc::ByteBuffer Bytes(std::string_view text) {
-  const grpc::Slice slice(text.data(), text.size());
-  return grpc::ByteBuffer(&slice, 1);
-}
-
-std::string Text(const grpc::ByteBuffer& bytes) {
-  std::vector<grpc::Slice> slices;
-  EXPECT_TRUE(bytes.Dump(&slices).ok());
-  std::string text;
-  for (const grpc::Slice& slice : slices) text.append(slice.begin(), slice.end());
-  return text;
-}
-
-// grpc.health.v1: HealthCheckRequest{service = 1}, HealthCheckResponse{status = 1 (SERVING = 1)}.
 std::string CheckHealth(const std::string& target, std::string_view service) {
-  const auto channel = grpc::CreateChannel(target, grpc::InsecureChannelCredentials());
-  const grpc::internal::RpcMethod method("/grpc.health.v1.Health/Check",
-                                         grpc::internal::RpcMethod::NORMAL_RPC, channel);
-  std::string request;
-  if (!service.empty()) {
-    request = "\x0a" + std::string(1, static_cast<char>(service.size())) + std::string(service);
-  }
-  grpc::ClientContext context;
-  grpc::ByteBuffer response;
-  const grpc::Status status = grpc::internal::BlockingUnaryCall<grpc::ByteBuffer, grpc::ByteBuffer>(
-      channel.get(), method, &context, Bytes(request), &response);
-  return status.ok() ? Text(response) : "error: " + status.error_message();
+  return ::infllm::testing::CheckHealth(
+      grpc::CreateChannel(target, grpc::InsecureChannelCredentials()), service);
 }
-constexpr std::string_view kServing = "\x08\x01";
 
 // grpc.reflection.v1alpha: ServerReflectionRequest{list_services = 7}.
 std::string ListServices(const std::string& target) {
-  const auto channel = grpc::CreateChannel(target, grpc::InsecureChannelCredentials());
-  const grpc::internal::RpcMethod method(
-      "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-      grpc::internal::RpcMethod::BIDI_STREAMING, channel);
-  grpc::ClientContext context;
-  const std::unique_ptr<grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>> stream(
-      grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer, grpc::ByteBuffer>::Create(
-          channel.get(), method, &context));
-  EXPECT_TRUE(stream->Write(Bytes(std::string_view("\x3a\x00", 2))));
-  stream->WritesDone();
-  grpc::ByteBuffer response;
-  EXPECT_TRUE(stream->Read(&response));
-  grpc::ByteBuffer none;
-  EXPECT_FALSE(stream->Read(&none));
-  EXPECT_TRUE(stream->Finish().ok());
-  return Text(response);
+  const auto answer = CallRaw(grpc::CreateChannel(target, grpc::InsecureChannelCredentials()),
+                              "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                              std::string_view("\x3a\x00", 2));
+  EXPECT_TRUE(answer.status.ok());
+  EXPECT_THAT(answer.messages, SizeIs(1));
+  return answer.messages.empty() ? "" : answer.messages[0];
 }
 
 class MemstoreDaemonTest : public ::testing::Test {
@@ -187,7 +155,8 @@ class MemstoreDaemonTest : public ::testing::Test {
 };
 
 TEST_F(MemstoreDaemonTest, ServesOverTcpWithHealthAndReflectionAndEndsOnSigterm) {
-  Daemon daemon({"--listen", "127.0.0.1:0", "--ram-bytes", "64MiB", "--threads", "1"});
+  Daemon daemon(
+      {"--listen", "127.0.0.1:0", "--insecure", "--ram-bytes", "64MiB", "--threads", "1"});
   const std::string target = daemon.Ready();
   ASSERT_THAT(target, StartsWith("127.0.0.1:"));
   EXPECT_NE(target, "127.0.0.1:0");
@@ -201,7 +170,8 @@ TEST_F(MemstoreDaemonTest, ServesOverTcpWithHealthAndReflectionAndEndsOnSigterm)
   EXPECT_EQ(stats.ram_capacity_bytes, 64 << 20);
   daemon.Signal(SIGTERM);
   EXPECT_EQ(daemon.Wait(), 0);
-  EXPECT_EQ(daemon.Errors(), "");
+  EXPECT_EQ(daemon.Errors(), "infllm-memstore: warning: --insecure: whoever reaches " + target +
+                                 " may read and delete what is here\n");
 }
 
 TEST_F(MemstoreDaemonTest, KeepsBlocksOnDisk) {
@@ -310,9 +280,9 @@ TEST_F(MemstoreDaemonTest, KilledDaemonIsUnavailableAndItsSocketIsTakenOver) {
 
 TEST_F(MemstoreDaemonTest, RefusesAnAddressInUse) {
   for (const std::string& listen : {Socket("s"), std::string("127.0.0.1:0")}) {
-    Daemon first({"--listen", listen, "--ram-bytes", "1MiB"});
+    Daemon first({"--listen", listen, "--insecure", "--ram-bytes", "1MiB"});
     const std::string address = first.Ready();
-    Daemon second({"--listen", address, "--ram-bytes", "1MiB"});
+    Daemon second({"--listen", address, "--insecure", "--ram-bytes", "1MiB"});
     EXPECT_EQ(second.Wait(), 1);
     EXPECT_THAT(second.Errors(), AllOf(StartsWith("infllm-memstore: cannot listen on " + address),
                                        HasSubstr("in use")));
@@ -328,12 +298,54 @@ TEST_F(MemstoreDaemonTest, RefusesADataDirectoryInUse) {
   EXPECT_THAT(second.Errors(), HasSubstr("is in use by another store"));
 }
 
+TEST_F(MemstoreDaemonTest, ListensOnASocketOfItsUsersOwnUnlessTold) {
+  const ScopedEnv runtime("XDG_RUNTIME_DIR", dir_.path());
+  const std::string directory = dir_.file("infllm");
+  {
+    Daemon daemon({"--ram-bytes", "1MiB"});
+    ASSERT_EQ(daemon.Ready(), "unix:" + directory + "/memstore.sock");
+    struct stat info;
+    ASSERT_EQ(::stat(directory.c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 07777, 0700u);
+    ASSERT_EQ(::stat((directory + "/memstore.sock").c_str(), &info), 0);
+    EXPECT_EQ(info.st_mode & 077, 0u);
+    EXPECT_OK(ConnectRemoteStore("unix:" + directory + "/memstore.sock", {}).status());
+    daemon.Signal(SIGTERM);
+    EXPECT_EQ(daemon.Wait(), 0);
+    EXPECT_EQ(daemon.Errors(), "");
+  }
+  std::filesystem::permissions(directory, std::filesystem::perms(0755));
+  Daemon daemon({"--ram-bytes", "1MiB"});
+  EXPECT_EQ(daemon.Wait(), 1);
+  EXPECT_THAT(daemon.Errors(), HasSubstr(directory + " must be a directory that belongs to this"));
+}
+
+TEST_F(MemstoreDaemonTest, TokensSayWhoACallerIsAndAreInNoOutput) {
+  const std::string token = "a-token-of-32-characters-exactly";
+  const std::string tokens = dir_.Write("tokens", "tenant " + token + "\n");
+  const std::string own = dir_.Write("token", token);
+  for (const std::string& file : {tokens, own}) {
+    std::filesystem::permissions(file, std::filesystem::perms(0600));
+  }
+  Daemon daemon({"--listen", Socket("s"), "--ram-bytes", "1MiB", "--tokens-file", tokens});
+  ASSERT_EQ(daemon.Ready(), Socket("s"));
+  EXPECT_EQ(CheckHealth(Socket("s"), ""), kServing) << "whoever asks";
+  EXPECT_THAT(ConnectRemoteStore(Socket("s"), {}),
+              StatusIs(absl::StatusCode::kUnauthenticated, HasSubstr("wants a token")));
+  EXPECT_OK(ConnectRemoteStore(Socket("s"), {.security = {.token_file = own}}).status());
+  daemon.Signal(SIGTERM);
+  EXPECT_EQ(daemon.Wait(), 0);
+  EXPECT_EQ((daemon.Output() + daemon.Errors()).find(token), std::string::npos);
+}
+
 TEST_F(MemstoreDaemonTest, ExplainsBadFlags) {
   const std::pair<std::vector<std::string>, const char*> cases[] = {
       {{"--ram-bytes", "lots"}, "\"lots\" is not a size"},
       {{"--ram-bytes", "0"}, "ram-bytes is 0"},
       {{"--listen", "7077"}, "\"7077\" is not an address"},
       {{"--threads", "-1"}, "--threads"},
+      {{"--listen", "127.0.0.1:0"}, "--insecure allows it"},
+      {{"--listen", "127.0.0.1:0", "--tls-cert", "x"}, "--tls-cert is given without --tls-key"},
       {{"--nonsense"}, "--nonsense"},
   };
   for (const auto& [arguments, text] : cases) {
@@ -347,8 +359,8 @@ TEST_F(MemstoreDaemonTest, ExplainsBadFlags) {
 TEST_F(MemstoreDaemonTest, HelpStatesUnitsAndDefaults) {
   Daemon daemon({"--help"});
   EXPECT_THAT(daemon.Output(),
-              AllOf(HasSubstr("127.0.0.1:7077"), HasSubstr("4 GiB"), HasSubstr("512MiB"),
-                    HasSubstr("--data-dir"), HasSubstr("--threads")));
+              AllOf(HasSubstr("memstore.sock"), HasSubstr("--tokens-file"), HasSubstr("4 GiB"),
+                    HasSubstr("512MiB"), HasSubstr("--data-dir"), HasSubstr("--threads")));
   EXPECT_EQ(daemon.Wait(), 0);
 }
 

@@ -64,13 +64,13 @@ class PuppetStore final : public memstore::MemoryStore {
 
   absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
     const std::lock_guard lock(mutex_);
-    geometries_[ToString(id)] = options.geometry;
+    options_[ToString(id)] = options;
     return create(id, options);
   }
-  absl::StatusOr<memstore::Geometry> Describe(const ContextId& id) override {
+  absl::StatusOr<memstore::ContextOptions> Describe(const ContextId& id) override {
     const std::lock_guard lock(mutex_);
-    const auto found = geometries_.find(ToString(id));
-    if (found == geometries_.end())
+    const auto found = options_.find(ToString(id));
+    if (found == options_.end())
       return absl::NotFoundError("context " + ToString(id) + " was never created");
     return found->second;
   }
@@ -95,6 +95,10 @@ class PuppetStore final : public memstore::MemoryStore {
   }
   using MemoryStore::Fork;
   absl::Status Fork(std::span<const memstore::ForkPart> parts, const ContextId& child) override {
+    {
+      const std::lock_guard lock(mutex_);
+      options_[ToString(child)] = options_[ToString(parts[0].context)];
+    }
     return fork(parts, child);
   }
   absl::Status Drop(const ContextId& context) override { return drop(context); }
@@ -119,7 +123,7 @@ class PuppetStore final : public memstore::MemoryStore {
 
  private:
   std::mutex mutex_;
-  std::map<std::string, memstore::Geometry> geometries_;  // by id
+  std::map<std::string, memstore::ContextOptions> options_;  // by id
 };
 
 // A handle that owns its bytes.

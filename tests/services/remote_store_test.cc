@@ -282,7 +282,7 @@ TEST_F(RemoteStoreTest, AGeometryOutsideItsLimitsIsRefused) {
                           pb::DescribeResponse* response) override {
       const std::lock_guard lock(mutex_);
       *response->mutable_geometry() = geometry_;
-      response->set_crc32c(wire::DescribeChecksum(kContext, geometry_));
+      response->set_crc32c(wire::DescribeChecksum(kContext, *response));
       return grpc::Status::OK;
     }
     grpc::Status Stats(grpc::ServerContext*, const pb::StatsRequest*, pb::StatsResponse*) override {

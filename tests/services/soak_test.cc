@@ -185,7 +185,7 @@ class Client {
     if (live_.size() >= kMostContexts) return Drop();
     const ContextId id = memstore::NewContextId();
     memstore::ContextOptions options = memstore::Options();
-    options.tenant.clear();
+    options.tenant.clear();  // the daemon gives it
     if (Settle(store_->Create(id, options))) live_[id] = {};
   }
 

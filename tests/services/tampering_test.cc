@@ -1,5 +1,6 @@
 // Flips bits in messages between a client and a server, in both directions: no flip that changes
 // what a message says may end as OK.
+#include <google/protobuf/message.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/server_interceptor.h>
@@ -91,17 +92,16 @@ class Tampering {
 
 class Tamperer final : public grpc::experimental::Interceptor {
  public:
-  explicit Tamperer(Tampering& tampering) : tampering_(tampering) {}
+  // `request` is the type of the call's.
+  Tamperer(Tampering& tampering, const google::protobuf::Descriptor& request)
+      : tampering_(tampering), request_(request) {}
 
   void Intercept(grpc::experimental::InterceptorBatchMethods* methods) override {
     using grpc::experimental::InterceptionHookPoints;
     if (tampering_.Applies(Direction::kResponse) &&
         methods->QueryInterceptionHookPoint(InterceptionHookPoints::PRE_SEND_MESSAGE)) {
       grpc::ByteBuffer* message = methods->GetSerializedSendMessage();
-      std::vector<grpc::Slice> slices;
-      EXPECT_TRUE(message->Dump(&slices).ok());
-      std::string bytes;
-      for (const grpc::Slice& slice : slices) bytes.append(slice.begin(), slice.end());
+      std::string bytes = Bytes(*message);
       tampering_.Apply(&bytes);
       const grpc::Slice tampered(bytes);
       *message = grpc::ByteBuffer(&tampered, 1);
@@ -109,19 +109,34 @@ class Tamperer final : public grpc::experimental::Interceptor {
     if (tampering_.Applies(Direction::kRequest) &&
         methods->QueryInterceptionHookPoint(InterceptionHookPoints::POST_RECV_MESSAGE) &&
         methods->GetRecvMessage() != nullptr) {
-      auto* message = static_cast<google::protobuf::Message*>(methods->GetRecvMessage());
-      const std::string sent = message->SerializeAsString();
+      auto* message = static_cast<grpc::ByteBuffer*>(methods->GetRecvMessage());
+      const std::string sent = Bytes(*message);
       std::string bytes = sent;
       tampering_.Apply(&bytes);
-      // gRPC refuses by itself what does not parse.
-      if (!message->ParseFromString(bytes)) message->Clear();
-      tampering_.SetHarmless(message->SerializeAsString() == sent);
+      const grpc::Slice tampered(bytes);
+      *message = grpc::ByteBuffer(&tampered, 1);
+      tampering_.SetHarmless(Meaning(bytes) == Meaning(sent));
     }
     methods->Proceed();
   }
 
  private:
+  static std::string Bytes(const grpc::ByteBuffer& message) {
+    std::vector<grpc::Slice> slices;
+    EXPECT_TRUE(message.Dump(&slices).ok());
+    std::string bytes;
+    for (const grpc::Slice& slice : slices) bytes.append(slice.begin(), slice.end());
+    return bytes;
+  }
+  // The same for all ways to write the same request.
+  std::string Meaning(const std::string& bytes) const {
+    const std::unique_ptr<google::protobuf::Message> message(
+        google::protobuf::MessageFactory::generated_factory()->GetPrototype(&request_)->New());
+    return message->ParseFromString(bytes) ? message->SerializeAsString() : "";
+  }
+
   Tampering& tampering_;
+  const google::protobuf::Descriptor& request_;
 };
 
 class TampererFactory final : public grpc::experimental::ServerInterceptorFactoryInterface {
@@ -130,8 +145,12 @@ class TampererFactory final : public grpc::experimental::ServerInterceptorFactor
   grpc::experimental::Interceptor* CreateServerInterceptor(
       grpc::experimental::ServerRpcInfo* info) override {
     // A client holds its lease whenever it likes.
-    if (std::string_view(info->method()).ends_with("/Lease")) return nullptr;
-    return new Tamperer(tampering_);
+    const std::string_view path = info->method();
+    if (path.ends_with("/Lease")) return nullptr;
+    const google::protobuf::ServiceDescriptor& service =
+        *infllm::v1::SelectRequest::descriptor()->file()->FindServiceByName("MemoryStore");
+    const std::string method(path.substr(path.rfind('/') + 1));
+    return new Tamperer(tampering_, *service.FindMethodByName(method)->input_type());
   }
 
  private:
@@ -294,8 +313,8 @@ TEST_F(TamperingTest, RepresentativesAreNotPublished) {
 TEST_F(TamperingTest, NothingIsMadeOfADamagedRequest) {
   const ContextId made = {.hi = 5, .lo = 6};
   const auto create = [&] {
-    return store_->Create(
-        made, {.tenant = "t", .model = {.hi = 1, .lo = 2}, .recipe = "r", .geometry = kGeometry});
+    return store_->Create(made,
+                          {.model = {.hi = 1, .lo = 2}, .recipe = "r", .geometry = kGeometry});
   };
   EXPECT_THAT(FlipEveryBit(Direction::kRequest, create),
               ElementsAre(Key(absl::StatusCode::kDataLoss)));

@@ -18,7 +18,7 @@ class ForwardingStore : public memstore::MemoryStore {
   absl::Status Create(const ContextId& id, const memstore::ContextOptions& options) override {
     return base_->Create(id, options);
   }
-  absl::StatusOr<memstore::Geometry> Describe(const ContextId& context) override {
+  absl::StatusOr<memstore::ContextOptions> Describe(const ContextId& context) override {
     return base_->Describe(context);
   }
   absl::Status Append(const ContextId& context, int32_t layer, int64_t first_block,
