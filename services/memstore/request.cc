@@ -78,8 +78,9 @@ class Measure {
                                       ? 8
                                       : 4);
     }
+    if (!input_.Skip(static_cast<int>(bytes))) return false;  // fewer are there
     unpacked_ += bytes;
-    return unpacked_ <= limit_ && input_.Skip(static_cast<int>(bytes));
+    return unpacked_ <= limit_;
   }
 
   static bool IsFixed(const FieldDescriptor& field) {

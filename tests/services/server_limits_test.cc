@@ -219,7 +219,7 @@ TEST_F(ServerLimitsTest, ClientsThatDoNotReadStarveNobody) {
   const auto store = Connect();
   pb::FetchRequest request;
   request.set_context(wire::ToProto(kContext));
-  request.mutable_blocks()->Resize(1000, 1);
+  request.mutable_blocks()->Resize(16, 1);
   struct Unread {
     grpc::ClientContext context;
     std::unique_ptr<grpc::ClientReader<pb::FetchResponse>> reader;
