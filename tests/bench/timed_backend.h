@@ -219,8 +219,10 @@ class TimedBackend final : public kernels::Backend {
     return Phase::kSelect;
   }
   Phase PhaseOf(const kernels::TopKArgs&) { return Phase::kSelect; }
+  Phase PhaseOf(const kernels::SelectBlocksArgs& args) { return PhaseOf(args.score); }
   Phase PhaseOf(const kernels::LookUpBlocksArgs&) { return Phase::kSelect; }
   Phase PhaseOf(const kernels::RepresentativesArgs&) { return Phase::kPublish; }
+  Phase PhaseOf(const kernels::EncodeBoundsArgs&) { return Phase::kPublish; }
 
   kernels::Backend& backend_;
   const int threads_;
