@@ -82,6 +82,10 @@ class DeviceDouble final : public kernels::Backend {
                                              kernels::DType) override {
     return absl::UnimplementedError("");
   }
+  absl::Status EncodeBounds(kernels::Stream stream,
+                            const kernels::EncodeBoundsArgs& args) override {
+    return Enqueue(stream, [=, this] { return host_->EncodeBounds(kMainStream, args); });
+  }
   absl::Status SelectBlocks(kernels::Stream stream,
                             const kernels::SelectBlocksArgs& args) override {
     return Enqueue(
