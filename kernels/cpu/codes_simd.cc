@@ -264,18 +264,27 @@ void Bound(const BoundedQuery* queries, int64_t count, int64_t width, const std:
   if (count == 1) BoundRun<1>(queries, width, codes, scratch);
 }
 
-int64_t NotBelow(const float* values, int64_t n, float least, uint32_t* out) {
-  constexpr int64_t kAtOnce = 32;
+// Bit i tells whether lane i is not below.
+uint32_t NotBelow(VecF values, float least) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)values, (__m512)Set(least), _CMP_NLT_UQ);
+#elif defined(__AVX2__)
+  const __m256 lanes = _mm256_cmp_ps((__m256)values, (__m256)Set(least), _CMP_NLT_UQ);
+  return static_cast<uint32_t>(_mm256_movemask_ps(lanes));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(!(values[i] < least)) << i;
+  return bits;
+#endif
+}
+
+int64_t FindNotBelow(const float* values, int64_t n, float least, uint32_t* out) {
   int64_t found = 0;
-  for (int64_t begin = 0; begin < n; begin += kAtOnce) {
-    if (n - begin >= kAtOnce) {
-      int any = 0;  // without a branch inside, so that it vectorises
-      for (int i = 0; i < kAtOnce; ++i) any |= !(values[begin + i] < least);
-      if (any == 0) continue;
-    }
-    for (int64_t i = begin; i < n && i < begin + kAtOnce; ++i) {
-      out[found] = static_cast<uint32_t>(i);
-      found += !(values[i] < least);
+  for (int64_t begin = 0; begin < n; begin += kLanes) {
+    const int here = LanesLeft(n, begin);
+    uint32_t bits = NotBelow(LoadPartial(values + begin, here), least) & ((1u << here) - 1);
+    for (; bits != 0; bits &= bits - 1) {
+      out[found++] = static_cast<uint32_t>(begin) + static_cast<uint32_t>(__builtin_ctz(bits));
     }
   }
   return found;
@@ -283,6 +292,6 @@ int64_t NotBelow(const float* values, int64_t n, float least, uint32_t* out) {
 
 }  // namespace
 
-const CodeKernels kCodeKernels = {Encode, Bound, NotBelow};
+const CodeKernels kCodeKernels = {Encode, Bound, FindNotBelow};
 
 }  // namespace infllm::kernels::INFLLM_ISA

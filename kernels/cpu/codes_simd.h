@@ -33,7 +33,7 @@ struct CodeKernels {
   // scratch: [4, 2 * CodedWidth(width)].
   void (*bound)(const BoundedQuery* queries, int64_t count, int64_t width, const std::byte* codes,
                 uint8_t* scratch);
-  // The i with !(values[i] < least), ascending, into out[n + 1]; returns how many.
+  // The i with !(values[i] < least), ascending, into out[n]; returns how many.
   int64_t (*not_below)(const float* values, int64_t n, float least, uint32_t* out);
 };
 

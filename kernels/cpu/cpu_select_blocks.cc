@@ -141,7 +141,7 @@ void SelectByBounds(const CodeKernels& code, const Scorer& scorer, const TopKIte
   // The score of the k-th best of any blocks is one that the k-th best of all is no less than. Of
   // the 2 k with the largest bounds it is hardly ever less.
   SelectBest(item.scores, item.n, 2 * item.k, best);
-  auto* blocks = block_scratch.Get<uint32_t>(item.n + 1);
+  auto* blocks = block_scratch.Get<uint32_t>(item.n);
   const auto seeds = static_cast<int64_t>(best.size());
   for (int64_t i = 0; i < seeds; ++i) {
     blocks[i] = static_cast<uint32_t>(IndexOf(best[static_cast<size_t>(i)]));
