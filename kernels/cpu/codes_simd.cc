@@ -9,6 +9,7 @@ namespace {
 constexpr int kLevels = 15;        // of a code, beside 0
 constexpr int kQueryLevels = 255;  // of a query, likewise
 constexpr int kTile = 16;          // blocks whose codes lie together
+constexpr int kParts = kTile / kLanes;
 constexpr int kLineChannels = 8;
 constexpr int kLineBytes = kTile * kLineChannels / 2;
 constexpr int kAhead = 32 * kLineBytes;  // codes that are asked for before they are needed
@@ -43,7 +44,15 @@ VecF Clamp(VecF v, float low, float high) {
 void StoreBytes(uint8_t* to, VecI v, int n) {
   typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
   const Bytes bytes = __builtin_convertvector(v, Bytes);
-  std::memcpy(to, &bytes, static_cast<size_t>(n));
+  if (n == kLanes) {
+    std::memcpy(to, &bytes, sizeof(bytes));
+  } else {
+    std::memcpy(to, &bytes, static_cast<size_t>(n));
+  }
+}
+template <typename T>
+VecF LoadSome(const T* p, int n) {
+  return n == kLanes ? Load(p) : LoadPartial(p, n);
 }
 
 // ---- encoding ----
@@ -59,7 +68,7 @@ void EncodeRows(const T* rows, int64_t width, uint8_t* scratch, std::byte* to) {
                   static_cast<int32_t>(0x80000000u));
   };
   const auto load = [&](int64_t b, int64_t c, VecF minus) {
-    return (VecF)((VecU)LoadPartial(rows + b * width + c, LanesLeft(width, c)) ^ (VecU)minus);
+    return (VecF)((VecU)LoadSome(rows + b * width + c, LanesLeft(width, c)) ^ (VecU)minus);
   };
   for (int64_t c = 0; c < width; c += kLanes) {
     const VecF minus = sign(c);
@@ -78,8 +87,8 @@ void EncodeRows(const T* rows, int64_t width, uint8_t* scratch, std::byte* to) {
   for (int64_t b = 0; b < kRunBlocks; ++b) {
     for (int64_t c = 0; c < width; c += kLanes) {
       const int here = LanesLeft(width, c);
-      const VecF inverse = Set(1) / Max(LoadPartial(codes.step + c, here), Set(kSmallest));
-      const VecF y = load(b, c, sign(c)) - LoadPartial(codes.origin + c, here);
+      const VecF inverse = Set(1) / Max(LoadSome(codes.step + c, here), Set(kSmallest));
+      const VecF y = load(b, c, sign(c)) - LoadSome(codes.origin + c, here);
       const VecF level = Clamp(y * inverse, 0, kLevels);
       const VecI whole = __builtin_convertvector(level, VecI);
       const VecI n = whole - (__builtin_convertvector(whole, VecF) < level);  // upwards
@@ -118,9 +127,9 @@ Line MakeLevels(const float* query, int64_t width, const Codes& codes, uint8_t* 
   VecF origin_sum = {}, size_sum = {}, largest = {};
   for (int64_t c = 0; c < width; c += kLanes) {
     const int here = LanesLeft(width, c);
-    const VecF w = Abs(LoadPartial(query + c, here));
-    const VecF origin = LoadPartial(codes.origin + c, here);
-    const VecF step = LoadPartial(codes.step + c, here);
+    const VecF w = Abs(LoadSome(query + c, here));
+    const VecF origin = LoadSome(codes.origin + c, here);
+    const VecF step = LoadSome(codes.step + c, here);
     origin_sum += w * origin;
     size_sum += w * (Abs(origin) + step * Set(kLevels));
     largest = Max(w * step, largest);
@@ -131,7 +140,7 @@ Line MakeLevels(const float* query, int64_t width, const Codes& codes, uint8_t* 
   VecF rest_sum = {}, level_sum = {};
   for (int64_t c = 0; c < width; c += kLanes) {
     const int here = LanesLeft(width, c);
-    const VecF part = Abs(LoadPartial(query + c, here)) * LoadPartial(codes.step + c, here);
+    const VecF part = Abs(LoadSome(query + c, here)) * LoadSome(codes.step + c, here);
     const VecI m =
         __builtin_convertvector(Clamp(part * inverse + Set(0.5f), 0, kQueryLevels), VecI);
     const VecF level = __builtin_convertvector(m, VecF);
@@ -152,9 +161,9 @@ Line MakeLevels(const float* query, int64_t width, const Codes& codes, uint8_t* 
   return {ReduceAdd(origin_sum) + rest + rounding + terms * 256 * kSmallest, unit};
 }
 
-// ArrangeLevels puts levels in the order in which DotBlocks meets them: from the end of
-// [kLevelBytes * coded] into all of it. DotBlocks: lane b of the sums is m . n of the b-th of
-// kLanes blocks of a tile, whose codes begin at `lines`.
+// ArrangeLevels puts levels in the order in which DotTile meets them: from the end of
+// [kLevelBytes * coded] into all of it. DotTile: lane b of the sums is m . n of block b of the tile
+// whose codes begin at `lines`.
 #if defined(__AVX512VNNI__)
 
 constexpr int64_t kLevelBytes = 1;  // of a channel
@@ -162,8 +171,8 @@ constexpr int64_t kLevelBytes = 1;  // of a channel
 void ArrangeLevels(uint8_t*, int64_t) {}
 
 template <int kCount>
-void DotBlocks(const std::byte* lines, const uint8_t* const* levels, int64_t coded,
-               VecI (&sums)[kCount]) {
+void DotTile(const std::byte* lines, const uint8_t* const* levels, int64_t coded,
+             VecI (&sums)[kCount][kParts]) {
   const __m512i half = _mm512_set1_epi8(kLevels);
   __m512i low[kCount] = {}, high[kCount] = {};
   for (int64_t c = 0; c < coded; c += kLineChannels, lines += kLineBytes) {
@@ -179,7 +188,7 @@ void DotBlocks(const std::byte* lines, const uint8_t* const* levels, int64_t cod
       high[q] = _mm512_dpbusd_epi32(high[q], _mm512_set1_epi32(m[1]), n_high);
     }
   }
-  for (int q = 0; q < kCount; ++q) sums[q] = (VecI)_mm512_add_epi32(low[q], high[q]);
+  for (int q = 0; q < kCount; ++q) sums[q][0] = (VecI)_mm512_add_epi32(low[q], high[q]);
 }
 
 #else
@@ -206,30 +215,46 @@ void ArrangeLevels(uint8_t* levels, int64_t coded) {
 }
 
 template <int kCount>
-void DotBlocks(const std::byte* lines, const uint8_t* const* levels, int64_t coded,
-               VecI (&sums)[kCount]) {
-  VecU all[kCount] = {};
+void DotTile(const std::byte* lines, const uint8_t* const* levels, int64_t coded,
+             VecI (&sums)[kCount][kParts]) {
+  VecU all[kCount][kParts] = {};
   for (int64_t c = 0; c < coded;) {
     const int64_t end = c + kLinesAtOnce * kLineChannels;
-    Halves some[kCount] = {};
+    Halves some[kCount][kParts] = {};
     for (; c < end && c < coded; c += kLineChannels, lines += kLineBytes) {
       __builtin_prefetch(lines + kAhead);
-      VecU words;
-      std::memcpy(&words, lines, sizeof(words));
+      VecU words[kParts];
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p) {
+        std::memcpy(&words[p], lines + p * sizeof(VecU), sizeof(VecU));
+      }
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
-        const Halves n = (Halves)((words >> 4 * i) & 0x000f000fu);
 #pragma GCC unroll 4
         for (int q = 0; q < kCount; ++q) {
           uint32_t m;
           std::memcpy(&m, levels[q] + 2 * c + 4 * i, sizeof(m));
-          some[q] += n * (Halves)(m - VecU{});
+          const auto level = (Halves)(m - VecU{});
+#pragma GCC unroll 4
+          for (int p = 0; p < kParts; ++p) {
+            some[q][p] += (Halves)((words[p] >> 4 * i) & 0x000f000fu) * level;
+          }
         }
       }
     }
-    for (int q = 0; q < kCount; ++q) all[q] += ((VecU)some[q] & 0xffffu) + ((VecU)some[q] >> 16);
+#pragma GCC unroll 4
+    for (int q = 0; q < kCount; ++q) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p) {
+        all[q][p] += ((VecU)some[q][p] & 0xffffu) + ((VecU)some[q][p] >> 16);
+      }
+    }
   }
-  for (int q = 0; q < kCount; ++q) sums[q] = (VecI)all[q];
+#pragma GCC unroll 4
+  for (int q = 0; q < kCount; ++q) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kParts; ++p) sums[q][p] = (VecI)all[q][p];
+  }
 }
 
 #endif
@@ -246,21 +271,27 @@ void BoundRun(const BoundedQuery* queries, int64_t width, const std::byte* run, 
     ArrangeLevels(to, coded);
     levels[q] = to;
   }
-  for (int64_t b = 0; b < kRunBlocks; b += kLanes) {
-    VecI sums[kCount];
-    DotBlocks<kCount>(codes.of(b, coded), levels, coded, sums);
+  for (int64_t b = 0; b < kRunBlocks; b += kTile) {
+    VecI sums[kCount][kParts];
+    DotTile<kCount>(codes.of(b, coded), levels, coded, sums);
     for (int q = 0; q < kCount; ++q) {
-      const VecF dots = __builtin_convertvector(sums[q], VecF);
-      Store(queries[q].out + b, Set(line[q].base) + Set(line[q].unit) * dots);
+      for (int p = 0; p < kParts; ++p) {
+        const VecF dots = __builtin_convertvector(sums[q][p], VecF);
+        Store(queries[q].out + b + p * kLanes, Set(line[q].base) + Set(line[q].unit) * dots);
+      }
     }
   }
 }
 
 void Bound(const BoundedQuery* queries, int64_t count, int64_t width, const std::byte* codes,
            uint8_t* scratch) {
-  for (; count >= 4; count -= 4, queries += 4) BoundRun<4>(queries, width, codes, scratch);
-  if (count == 3) BoundRun<3>(queries, width, codes, scratch);
-  if (count == 2) BoundRun<2>(queries, width, codes, scratch);
+  if constexpr (kLanes >= 8) {  // else their sums do not fit into the registers
+    for (; count > 2; count -= 4, queries += 4) {
+      if (count == 3) return BoundRun<3>(queries, width, codes, scratch);
+      BoundRun<4>(queries, width, codes, scratch);
+    }
+  }
+  for (; count > 1; count -= 2, queries += 2) BoundRun<2>(queries, width, codes, scratch);
   if (count == 1) BoundRun<1>(queries, width, codes, scratch);
 }
 
