@@ -21,6 +21,8 @@
   X(MeanQueries)             \
   X(ScoreBlocks)             \
   X(TopK)                    \
+  X(SelectBlocks)            \
+  X(EncodeBounds)            \
   X(LookUpBlocks)            \
   X(Sample)                  \
   X(LogProbs)

@@ -128,6 +128,46 @@ absl::Status ValidateForHost(const TopKArgs& args) {
   });
 }
 
+absl::Status Validate(const SelectBlocksArgs& args) {
+  INFLLM_RETURN_IF_ERROR(Validate(args.score));
+  INFLLM_RETURN_IF_ERROR(Validate(args.best));
+  ArgChecker check("SelectBlocks");
+  return check
+      .Require(args.best.count == args.score.count, "best.count", absl::StrCat(args.best.count),
+               absl::StrCat("score.count = ", args.score.count).c_str())
+      .status();
+}
+
+absl::Status ValidateForHost(const SelectBlocksArgs& args) {
+  INFLLM_RETURN_IF_ERROR(ValidateForHost(args.score));
+  INFLLM_RETURN_IF_ERROR(ValidateForHost(args.best));
+  for (int64_t i = 0; i < args.score.count; ++i) {
+    const ScoreItem& item = args.score.items[i];
+    const TopKItem& best = args.best.items[i];
+    int64_t blocks = 0;
+    for (int64_t c = 0; c < item.chunk_count; ++c) blocks += item.chunks[c].blocks;
+    ArgChecker check("SelectBlocks");
+    check.Require(best.n == blocks, "best.item.n", absl::StrCat(best.n),
+                  absl::StrCat("the blocks of its chunks = ", blocks).c_str());
+    check.Require(blocks == 0 || best.k == 0 || best.scores == item.out, "best.item.scores",
+                  "another array", "score.item.out");
+    if (!check.status().ok()) return check.status();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Validate(const EncodeBoundsArgs& args) {
+  ArgChecker check("EncodeBounds");
+  check.F32OrBf16("dtype", args.dtype)
+      .AtLeast("runs", args.runs, 0)
+      .AtLeast("kv_heads", args.kv_heads, 1)
+      .AtLeast("head_dim", args.head_dim, 1);
+  if (args.runs > 0) check.NotNull("bounds", args.bounds).NotNull("codes", args.codes);
+  return check.status();
+}
+
+absl::Status ValidateForHost(const EncodeBoundsArgs&) { return absl::OkStatus(); }
+
 absl::Status Validate(const LookUpBlocksArgs& args) {
   ArgChecker check("LookUpBlocks");
   check.AtLeast("count", args.count, 0)

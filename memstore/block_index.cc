@@ -16,8 +16,9 @@ constexpr int64_t kMaxChunkBytes = 4 << 20;
 
 }  // namespace
 
-BlockIndex::Chunk::Chunk(kernels::Buffer buffer, std::atomic<int64_t>& allocated_bytes)
-    : buffer_(std::move(buffer)), allocated_bytes_(allocated_bytes) {
+BlockIndex::Chunk::Chunk(kernels::Buffer buffer, size_t codes_at,
+                         std::atomic<int64_t>& allocated_bytes)
+    : buffer_(std::move(buffer)), codes_at_(codes_at), allocated_bytes_(allocated_bytes) {
   allocated_bytes_ += static_cast<int64_t>(buffer_.size_bytes());
 }
 
@@ -30,6 +31,8 @@ BlockIndex::BlockIndex(kernels::Backend& backend, kernels::Stream stream, const 
       geometry_(geometry),
       floats_(geometry.representative_floats()),
       block_bytes_(floats_ * kernels::SizeOf(geometry.dtype)),
+      coded_(geometry.representative == kernels::RepresentativeKind::kBounds &&
+             backend.EncodeBounds(stream, EncodeArgs()).ok()),
       allocated_bytes_(&allocated_bytes),
       chunks_(std::make_shared<const Chunks>()) {}
 
@@ -50,9 +53,10 @@ absl::Status BlockIndex::AddKept(std::span<const std::byte> kept) {
     const size_t bytes = std::min(rest.size(), static_cast<size_t>(room_) * block_bytes_);
     INFLLM_RETURN_IF_ERROR(backend_->Copy(
         stream_, chunks_->back()->data() + last.blocks * block_bytes_, rest.data(), bytes));
+    const auto blocks = static_cast<int64_t>(bytes / block_bytes_);
+    INFLLM_RETURN_IF_ERROR(EncodeLast(last.blocks + blocks));
     // Here, because `kept` must stay until then, and readers do not wait for this stream.
     INFLLM_RETURN_IF_ERROR(backend_->Synchronize(stream_));
-    const auto blocks = static_cast<int64_t>(bytes / block_bytes_);
     last.blocks += blocks;
     room_ -= blocks;
     size_ += blocks;
@@ -94,7 +98,10 @@ IndexView BlockIndex::View() const {
   IndexView view{.blocks = size_, .pin = chunks_};
   view.chunks.reserve(extents_.size());
   for (size_t i = 0; i < extents_.size(); ++i) {
-    view.chunks.push_back({.data = (*chunks_)[i]->data(), .blocks = extents_[i].blocks});
+    const Chunk& chunk = *(*chunks_)[i];
+    view.chunks.push_back({.data = chunk.data(),
+                           .blocks = extents_[i].blocks,
+                           .codes = coded_ ? chunk.codes() : nullptr});
   }
   return view;
 }
@@ -133,13 +140,34 @@ absl::Status BlockIndex::AddChunk(int64_t wanted_blocks) {
   const int64_t most = std::max(int64_t{1}, kMaxChunkBytes / block_bytes);
   const int64_t blocks =
       std::clamp(std::max(size_ - shared_, wanted_blocks), std::min(kMinChunkBlocks, most), most);
-  INFLLM_ASSIGN_OR_RETURN(kernels::Buffer buffer, backend_->Allocate(blocks * block_bytes));
+  const size_t codes_at = (static_cast<size_t>(blocks) * block_bytes_ + 63) / 64 * 64;
+  const int64_t runs = coded_ ? blocks / kernels::kRunBlocks : 0;
+  const size_t code_bytes =
+      static_cast<size_t>(runs) * kernels::RunCodeBytes(static_cast<int64_t>(floats_));
+  INFLLM_ASSIGN_OR_RETURN(
+      kernels::Buffer buffer,
+      backend_->Allocate(runs > 0 ? codes_at + code_bytes : blocks * block_bytes_));
   Chunks chunks = *chunks_;
-  chunks.push_back(std::make_shared<const Chunk>(std::move(buffer), *allocated_bytes_));
+  chunks.push_back(std::make_shared<const Chunk>(std::move(buffer), codes_at, *allocated_bytes_));
   chunks_ = std::make_shared<const Chunks>(std::move(chunks));
   extents_.push_back({.first = size_});
   room_ = blocks;
   return absl::OkStatus();
+}
+
+kernels::EncodeBoundsArgs BlockIndex::EncodeArgs() const {
+  return {.dtype = geometry_.dtype, .kv_heads = geometry_.kv_heads, .head_dim = geometry_.head_dim};
+}
+
+absl::Status BlockIndex::EncodeLast(int64_t blocks) {
+  const int64_t first = extents_.back().blocks / kernels::kRunBlocks;
+  kernels::EncodeBoundsArgs args = EncodeArgs();
+  args.runs = blocks / kernels::kRunBlocks - first;
+  if (!coded_ || args.runs == 0) return absl::OkStatus();
+  const Chunk& chunk = *chunks_->back();
+  args.bounds = chunk.data() + first * kernels::kRunBlocks * block_bytes_;
+  args.codes = chunk.codes() + first * kernels::RunCodeBytes(static_cast<int64_t>(floats_));
+  return backend_->EncodeBounds(stream_, args);
 }
 
 std::vector<std::byte> BlockIndex::Converted(std::span<const float> representatives) const {

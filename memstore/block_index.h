@@ -17,8 +17,9 @@
 namespace infllm::memstore {
 
 // The representatives of one layer of one context, in memory of a backend and in the geometry's
-// dtype. Grows only: what View() has shown stays as it is. Copies made by Fork() share memory and
-// then grow apart. Not thread-safe: the owner locks.
+// dtype, and behind them, where the backend makes such, the codes of their whole runs
+// (kernels::EncodeBoundsArgs). Grows only: what View() has shown stays as it is. Copies made by
+// Fork() share memory and then grow apart. Not thread-safe: the owner locks.
 class BlockIndex {
  public:
   // Representatives are written by `stream` of `backend`, which other indices may share. Memory
@@ -53,14 +54,17 @@ class BlockIndex {
   // One allocation.
   class Chunk {
    public:
-    Chunk(kernels::Buffer buffer, std::atomic<int64_t>& allocated_bytes);
+    // Codes, if there are any, begin at `codes_at`.
+    Chunk(kernels::Buffer buffer, size_t codes_at, std::atomic<int64_t>& allocated_bytes);
     ~Chunk();
     Chunk(const Chunk&) = delete;
     Chunk& operator=(const Chunk&) = delete;
     std::byte* data() const { return buffer_.data(); }
+    std::byte* codes() const { return data() + codes_at_; }
 
    private:
     kernels::Buffer buffer_;
+    const size_t codes_at_;
     std::atomic<int64_t>& allocated_bytes_;
   };
   using Chunks = std::vector<std::shared_ptr<const Chunk>>;  // each shared with forks
@@ -72,6 +76,9 @@ class BlockIndex {
   // Where the extent of a block is in the list.
   size_t ExtentOf(int64_t block) const;
   absl::Status AddChunk(int64_t wanted_blocks);
+  // Enqueues the codes of the runs that are whole now that the last chunk has so many blocks.
+  absl::Status EncodeLast(int64_t blocks);
+  kernels::EncodeBoundsArgs EncodeArgs() const;  // without runs
   // As they are kept.
   std::vector<std::byte> Converted(std::span<const float> representatives) const;
 
@@ -80,6 +87,7 @@ class BlockIndex {
   Geometry geometry_;
   size_t floats_;       // of one block's representative
   size_t block_bytes_;  // of it as it is kept
+  bool coded_;          // whether the backend makes codes of such
   std::atomic<int64_t>* allocated_bytes_;
   std::shared_ptr<const Chunks> chunks_;  // shared with views and forks: replaced, never changed
   std::vector<Extent> extents_;           // parallel to *chunks_

@@ -23,7 +23,7 @@ constexpr int64_t kMaxScores = int64_t{16} << 20;
 // Workspaces whose memory is kept for the next call; more have some only while they are used.
 constexpr size_t kWarmWorkspaces = 4;
 
-// What one call of ScoreBlocks has in common.
+// What one call of SelectBlocks has in common.
 auto ShapeOf(const RankQuery& query) {
   const Geometry& g = *query.geometry;
   return std::tuple(g.representative, g.dtype, g.q_heads, g.kv_heads, g.head_dim);
@@ -152,19 +152,20 @@ absl::Status Selector::RankTogether(Workspace& workspace, kernels::Scoring scori
   for (size_t first = 0, end = 0; first < queries.size(); first = end) {
     while (end < queries.size() && ShapeOf(queries[end]) == ShapeOf(queries[first])) ++end;
     const Geometry& geometry = *queries[first].geometry;
-    INFLLM_RETURN_IF_ERROR(backend_.ScoreBlocks(
-        workspace.stream, {.items = score + first,
-                           .count = static_cast<int64_t>(end - first),
-                           .kind = geometry.representative,
-                           .dtype = geometry.dtype,
-                           .q_heads = geometry.q_heads,
-                           .kv_heads = geometry.kv_heads,
-                           .head_dim = geometry.head_dim,
-                           .scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim)),
-                           .scoring = scoring}));
+    const auto count = static_cast<int64_t>(end - first);
+    INFLLM_RETURN_IF_ERROR(backend_.SelectBlocks(
+        workspace.stream,
+        {.score = {.items = score + first,
+                   .count = count,
+                   .kind = geometry.representative,
+                   .dtype = geometry.dtype,
+                   .q_heads = geometry.q_heads,
+                   .kv_heads = geometry.kv_heads,
+                   .head_dim = geometry.head_dim,
+                   .scale = 1.0f / std::sqrt(static_cast<float>(geometry.head_dim)),
+                   .scoring = scoring},
+         .best = {.items = top + first, .count = count}}));
   }
-  INFLLM_RETURN_IF_ERROR(backend_.TopK(
-      workspace.stream, {.items = top, .count = static_cast<int64_t>(queries.size())}));
   INFLLM_RETURN_IF_ERROR(backend_.Synchronize(workspace.stream));
 
   for (size_t i = 0; i < queries.size(); ++i) {

@@ -34,7 +34,7 @@ class Selector {
   explicit Selector(kernels::Backend& backend) : backend_(backend) {}
 
   // Per query the min(k, blocks) best of its view, ascending; ties go to the smaller index. All
-  // queries whose scores fit in memory together are scored by one call of the backend, which
+  // queries whose scores fit in memory together are ranked by one call of the backend, which
   // passes once over representatives that several of them share.
   // REQUIRES: queries of the size of their geometry.
   absl::StatusOr<std::vector<std::vector<RankedBlock>>> Rank(kernels::Scoring scoring,

@@ -127,6 +127,16 @@ class CpuBackend : public HostBackend {
     CpuTopK(pool_, args);
     return absl::OkStatus();
   }
+  absl::Status SelectBlocks(Stream, const SelectBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuSelectBlocks(pool_, isa_, args);
+    return absl::OkStatus();
+  }
+  absl::Status EncodeBounds(Stream, const EncodeBoundsArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    CpuEncodeBounds(pool_, isa_, args);
+    return absl::OkStatus();
+  }
   absl::Status LookUpBlocks(Stream, const LookUpBlocksArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Check(args));
     CpuLookUpBlocks(args);

@@ -45,17 +45,6 @@ void MeanKeysOfHeads(const SelectKernels& kernels, const RepresentativesArgs& ar
   }
 }
 
-void SelectTop(const TopKItem& item) {
-  static thread_local std::vector<uint64_t> best;
-  SelectBest(item.scores, item.n, item.k, best);
-  std::sort(best.begin(), best.end(),
-            [](uint64_t a, uint64_t b) { return IndexOf(a) < IndexOf(b); });
-  for (size_t i = 0; i < best.size(); ++i) {
-    item.out_index[i] = IndexOf(best[i]);
-    item.out_score[i] = item.scores[item.out_index[i]];
-  }
-}
-
 }  // namespace
 
 const SelectKernels& SelectKernelsFor(Isa isa) {
@@ -124,6 +113,17 @@ void CpuMeanQueries(ThreadPool& pool, Isa isa, const MeanQueriesArgs& args) {
     }
   };
   ForRanges(pool, args.count * pieces, RangeItems(piece_bytes), run);
+}
+
+void SelectTop(const TopKItem& item) {
+  static thread_local std::vector<uint64_t> best;
+  SelectBest(item.scores, item.n, item.k, best);
+  std::sort(best.begin(), best.end(),
+            [](uint64_t a, uint64_t b) { return IndexOf(a) < IndexOf(b); });
+  for (size_t i = 0; i < best.size(); ++i) {
+    item.out_index[i] = IndexOf(best[i]);
+    item.out_score[i] = item.scores[item.out_index[i]];
+  }
 }
 
 void CpuTopK(ThreadPool& pool, const TopKArgs& args) {

@@ -53,7 +53,7 @@ std::vector<Isa> SupportedIsas() {
     return isas;
   }
   isas.push_back(Isa::kAvx512);
-  if (!__builtin_cpu_supports("avx512bf16")) return isas;
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512vnni")) return isas;
   isas.push_back(Isa::kAvx512Bf16);
   if (__builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && MayUseTiles()) {
     isas.push_back(Isa::kAmx);

@@ -55,15 +55,14 @@ void SplitQuery(const float* query, int64_t q_heads, int64_t kv_heads, int64_t h
   }
 }
 
-template <int kCount, typename T>
-void Tile(const ChunkQuery* queries, int64_t width, int64_t first, int64_t end) {
+// The row of block b is row_of(b).
+template <int kCount, typename T, typename Row>
+void Tile(const ChunkQuery* queries, int64_t width, int64_t first, int64_t end, Row row_of) {
   const float* query[kCount];
   for (int q = 0; q < kCount; ++q) query[q] = queries[q].query;
   for (int64_t b = first; b < end; b += kRows) {
     const T* rows[kRows];
-    for (int r = 0; r < kRows; ++r) {
-      rows[r] = static_cast<const T*>(queries->rows) + (b + r < end ? b + r : end - 1) * width;
-    }
+    for (int r = 0; r < kRows; ++r) rows[r] = row_of(b + r < end ? b + r : end - 1);
     VecF sums[kRows][kCount] = {};
     const auto add = [&](int64_t i, auto load) __attribute__((always_inline)) {
       Pair row[kRows];
@@ -98,28 +97,31 @@ void Tile(const ChunkQuery* queries, int64_t width, int64_t first, int64_t end) 
 
 template <typename T>
 void DotsOf(const ChunkQuery* queries, int64_t count, int64_t width, int64_t first, int64_t end) {
+  const auto row_of = [width, rows = static_cast<const T*>(queries->rows)](int64_t b) {
+    return rows + b * width;
+  };
   while (count > 0) {
     const int64_t groups = (count + kQueries - 1) / kQueries;
     const int64_t here = (count + groups - 1) / groups;  // groups of about one size
     switch (here) {
       case 1:
-        Tile<1, T>(queries, width, first, end);
+        Tile<1, T>(queries, width, first, end, row_of);
         break;
       case 2:
-        Tile<2, T>(queries, width, first, end);
+        Tile<2, T>(queries, width, first, end, row_of);
         break;
 #if defined(__AVX512F__)
       case 3:
-        Tile<3, T>(queries, width, first, end);
+        Tile<3, T>(queries, width, first, end, row_of);
         break;
       case 4:
-        Tile<4, T>(queries, width, first, end);
+        Tile<4, T>(queries, width, first, end, row_of);
         break;
       case 5:
-        Tile<5, T>(queries, width, first, end);
+        Tile<5, T>(queries, width, first, end, row_of);
         break;
       case 6:
-        Tile<6, T>(queries, width, first, end);
+        Tile<6, T>(queries, width, first, end, row_of);
         break;
 #endif
     }
@@ -134,6 +136,29 @@ void Dots(const ChunkQuery* queries, int64_t count, bool bf16, int64_t width, in
     DotsOf<uint16_t>(queries, count, width, first, end);
   } else {
     DotsOf<float>(queries, count, width, first, end);
+  }
+}
+
+template <typename T>
+void DotsAt(const void* const* rows, int64_t count, int64_t width, const float* query, float* out) {
+  constexpr int64_t kAhead = 2 * kRows;  // rows lie anywhere, so no prefetcher finds them
+  const auto row_of = [=](int64_t i) {
+    if (i + kAhead < count) {
+      const auto* next = static_cast<const T*>(rows[i + kAhead]);
+      for (int64_t c = 0; c < width; c += 64 / sizeof(T)) __builtin_prefetch(next + c);
+    }
+    return static_cast<const T*>(rows[i]);
+  };
+  const ChunkQuery one = {nullptr, count, query, out};
+  Tile<1, T>(&one, width, 0, count, row_of);
+}
+
+void DotsOfRows(const void* const* rows, int64_t count, bool bf16, int64_t width,
+                const float* query, float* out) {
+  if (bf16) {
+    DotsAt<uint16_t>(rows, count, width, query, out);
+  } else {
+    DotsAt<float>(rows, count, width, query, out);
   }
 }
 
@@ -195,6 +220,6 @@ void Bounds(const void* rows, int64_t count, bool bf16, int64_t width, float* le
 
 }  // namespace
 
-const SelectKernels kSelectKernels = {ArrangeQuery, SplitQuery, Dots, MeanRows, Bounds};
+const SelectKernels kSelectKernels = {ArrangeQuery, SplitQuery, Dots, DotsOfRows, MeanRows, Bounds};
 
 }  // namespace infllm::kernels::INFLLM_ISA

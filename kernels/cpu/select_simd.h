@@ -30,6 +30,9 @@ struct SelectKernels {
   // The order of a sum depends on `width` alone.
   void (*dots)(const ChunkQuery* queries, int64_t count, bool bf16, int64_t width, int64_t first,
                int64_t end);
+  // out[i] = query . rows[i], bit for bit as `dots` would.
+  void (*dots_of)(const void* const* rows, int64_t count, bool bf16, int64_t width,
+                  const float* query, float* out);
   // out[c] = mean over r < count of rows[r][c].
   void (*mean_rows)(const void* const* rows, int64_t count, bool bf16, int64_t width, float* out);
   // least[c] = min over r of rows[r, c], largest[c] their max, rows: [count, width].

@@ -12,7 +12,7 @@ namespace infllm::kernels::cuda {
 
 // Goes up with every change below and of kernels/ops/: a program and a plugin of different builds
 // must not meet.
-inline constexpr uint32_t kPluginAbiVersion = 2;
+inline constexpr uint32_t kPluginAbiVersion = 3;
 inline constexpr char kPluginFile[] = "libinfllm_cuda.so";
 // The one exported symbol, of type PluginEntry.
 inline constexpr char kPluginSymbol[] = "infllm_cuda_plugin";

@@ -75,6 +75,8 @@ enum class Scoring : uint8_t {
 struct RepresentativeChunk {
   const void* data = nullptr;  // [blocks, slots, heads, head_dim]
   int64_t blocks = 0;
+  // EncodeBounds of the whole runs of the blocks, or null. Used by SelectBlocks only.
+  const std::byte* codes = nullptr;
 };
 // Scores each query against the blocks of its chunks. Items whose chunks begin at the same bytes
 // (queries of one sequence, forks of one context) are scored in one pass over them. The scores of
@@ -110,6 +112,33 @@ struct TopKArgs {
   const TopKItem* items = nullptr;  // shared memory
   int64_t count = 0;
 };
+
+// TopK of ScoreBlocks at once: best.items[i] are of what score.items[i] writes, all of it. What is
+// selected, and its scores, are those of the two operations bit for bit; the scores of all other
+// blocks are undefined. Where chunks have codes, a backend may rule out blocks by them and never
+// read their representatives.
+struct SelectBlocksArgs {
+  ScoreBlocksArgs score;
+  TopKArgs best;
+};
+
+// Makes the codes of runs of kRunBlocks blocks, a quarter to a seventh of the size of kBounds
+// representatives. They are for the backend that has made them.
+inline constexpr int64_t kRunBlocks = 256;
+struct EncodeBoundsArgs {
+  const void* bounds = nullptr;  // [runs, kRunBlocks, 2, kv_heads, head_dim]
+  int64_t runs = 0;
+  DType dtype = DType::kF32;  // of the bounds: kF32 or kBF16
+  int64_t kv_heads = 0;
+  int64_t head_dim = 0;
+  std::byte* codes = nullptr;  // [runs, RunCodeBytes(2 * kv_heads * head_dim)]
+};
+// Of a run of representatives of `width` elements: a float twice for each channel, and 4 bits for
+// each element; channels come in eights.
+constexpr int64_t CodedWidth(int64_t width) { return (width + 7) / 8 * 8; }
+constexpr size_t RunCodeBytes(int64_t width) {
+  return static_cast<size_t>(CodedWidth(width)) * (2 * sizeof(float) + kRunBlocks / 2);
+}
 
 // Finds selected blocks among cached ones. For a block that is cached, out[i] becomes its page
 // table entry, whole; for one that is not, an entry without tokens, and *misses grows by one.

@@ -206,6 +206,14 @@ class ReferenceBackend : public HostBackend {
     ReferenceTopK(args);
     return absl::OkStatus();
   }
+  // Scores every block, so it has no use for codes.
+  absl::Status EncodeBounds(Stream, const EncodeBoundsArgs& args) override { return Check(args); }
+  absl::Status SelectBlocks(Stream, const SelectBlocksArgs& args) override {
+    INFLLM_RETURN_IF_ERROR(Check(args));
+    ReferenceScoreBlocks(args.score);
+    ReferenceTopK(args.best);
+    return absl::OkStatus();
+  }
   absl::Status LookUpBlocks(Stream, const LookUpBlocksArgs& args) override {
     INFLLM_RETURN_IF_ERROR(Check(args));
     ReferenceLookUpBlocks(args);

@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
+#include "tests/bench/forwarding_backend.h"
 
 namespace infllm::bench {
 
@@ -91,15 +92,15 @@ class BestStep {
   StepLog best_;
 };
 
-// Forwards to a host-accessible backend, whose operations are done when their call returns.
-// Operations of one step at a time: not thread-safe.
-class TimedBackend final : public kernels::Backend {
+// Of a host-accessible backend, whose operations are done when their call returns. Operations of
+// one step at a time: not thread-safe.
+class TimedBackend final : public ForwardingBackend {
  public:
   // `backend` must outlive the object. With processor_time an operation is said to take the
   // processor time of all threads by their number, as it would if nobody else used the machine and
   // all had the same to do; the host alone takes all of it. For machines that other work shares.
   TimedBackend(kernels::Backend& backend, int threads, bool processor_time)
-      : backend_(backend), threads_(threads), processor_time_(processor_time) {}
+      : ForwardingBackend(backend), threads_(threads), processor_time_(processor_time) {}
 
   // Seconds, as those of an operation are counted.
   double Clock() const { return processor_time_ ? ProcessorSeconds() / threads_ : Now(); }
@@ -115,41 +116,18 @@ class TimedBackend final : public kernels::Backend {
     return log_;
   }
 
-  std::string_view name() const override { return backend_.name(); }
-  bool host_accessible() const override { return backend_.host_accessible(); }
-  kernels::DType preferred_dtype() const override { return backend_.preferred_dtype(); }
-  absl::StatusOr<kernels::Buffer> Allocate(size_t bytes) override {
-    return backend_.Allocate(bytes);
-  }
-  absl::StatusOr<kernels::Buffer> AllocateHost(size_t bytes) override {
-    return backend_.AllocateHost(bytes);
-  }
-  absl::StatusOr<kernels::Stream> NewStream() override { return backend_.NewStream(); }
-  absl::StatusOr<kernels::Event> NewEvent() override { return backend_.NewEvent(); }
-  absl::Status Record(kernels::Stream stream, kernels::Event event) override {
-    return backend_.Record(stream, event);
-  }
-  absl::Status Wait(kernels::Stream stream, kernels::Event event) override {
-    return backend_.Wait(stream, event);
-  }
-  absl::Status Synchronize(kernels::Stream stream) override { return backend_.Synchronize(stream); }
   absl::Status Copy(kernels::Stream stream, void* to, const void* from, size_t bytes) override {
     return Timed(Phase::kOther, [&] { return backend_.Copy(stream, to, from, bytes); });
   }
   absl::Status Zero(kernels::Stream stream, void* device, size_t bytes) override {
     return Timed(Phase::kOther, [&] { return backend_.Zero(stream, device, bytes); });
   }
-  absl::StatusOr<kernels::Weight> PackWeight(std::span<const kernels::WeightSource> sources,
-                                             int64_t in_features, kernels::DType compute) override {
-    return backend_.PackWeight(sources, in_features, compute);
-  }
-
-#define INFLLM_FORWARD_OP(Name)                                                         \
+#define INFLLM_TIME_OP(Name)                                                            \
   absl::Status Name(kernels::Stream stream, const kernels::Name##Args& args) override { \
     return Timed(PhaseOf(args), [&] { return backend_.Name(stream, args); });           \
   }
-  INFLLM_KERNEL_OPS(INFLLM_FORWARD_OP)
-#undef INFLLM_FORWARD_OP
+  INFLLM_KERNEL_OPS(INFLLM_TIME_OP)
+#undef INFLLM_TIME_OP
 
  private:
   template <typename Op>
@@ -219,10 +197,11 @@ class TimedBackend final : public kernels::Backend {
     return Phase::kSelect;
   }
   Phase PhaseOf(const kernels::TopKArgs&) { return Phase::kSelect; }
+  Phase PhaseOf(const kernels::SelectBlocksArgs& args) { return PhaseOf(args.score); }
   Phase PhaseOf(const kernels::LookUpBlocksArgs&) { return Phase::kSelect; }
   Phase PhaseOf(const kernels::RepresentativesArgs&) { return Phase::kPublish; }
+  Phase PhaseOf(const kernels::EncodeBoundsArgs&) { return Phase::kPublish; }
 
-  kernels::Backend& backend_;
   const int threads_;
   const bool processor_time_;
   StepLog log_;

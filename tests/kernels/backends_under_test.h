@@ -67,8 +67,8 @@ inline std::vector<BackendUnderTest> BackendsUnderTest() {
   all.push_back({"cuda",
                  [](kernels::ThreadPool&) { return kernels::NewCudaBackend(); },
                  {"PackWeight", "Linear", "SiluMul", "GatherRows", "RotateAndStore", "Attention",
-                  "Representatives", "MeanQueries", "ScoreBlocks", "TopK", "LookUpBlocks", "Sample",
-                  "LogProbs"}});
+                  "Representatives", "MeanQueries", "ScoreBlocks", "TopK", "SelectBlocks",
+                  "EncodeBounds", "LookUpBlocks", "Sample", "LogProbs"}});
   return all;
 }
 

@@ -24,8 +24,7 @@ class DeviceDouble final : public kernels::Backend {
   struct Calls {
     int allocate = 0;  // of device memory
     int synchronize = 0;
-    int score_blocks = 0;
-    int top_k = 0;
+    int select_blocks = 0;
   };
   Calls calls() const {
     const std::lock_guard lock(mu_);
@@ -83,13 +82,15 @@ class DeviceDouble final : public kernels::Backend {
                                              kernels::DType) override {
     return absl::UnimplementedError("");
   }
-  absl::Status ScoreBlocks(kernels::Stream stream, const kernels::ScoreBlocksArgs& args) override {
-    return Enqueue(
-        stream, [=, this] { return host_->ScoreBlocks(kMainStream, args); }, &calls_.score_blocks);
+  absl::Status EncodeBounds(kernels::Stream stream,
+                            const kernels::EncodeBoundsArgs& args) override {
+    return Enqueue(stream, [=, this] { return host_->EncodeBounds(kMainStream, args); });
   }
-  absl::Status TopK(kernels::Stream stream, const kernels::TopKArgs& args) override {
+  absl::Status SelectBlocks(kernels::Stream stream,
+                            const kernels::SelectBlocksArgs& args) override {
     return Enqueue(
-        stream, [=, this] { return host_->TopK(kMainStream, args); }, &calls_.top_k);
+        stream, [=, this] { return host_->SelectBlocks(kMainStream, args); },
+        &calls_.select_blocks);
   }
 
  private:

@@ -66,7 +66,7 @@ absl::Status Retriever::Retrieve(StepPlan& plan, int64_t layer, const float* q_f
   if (selected_.empty()) return absl::OkStatus();
   INFLLM_RETURN_IF_ERROR(FindMeanQueries(plan, q_far));
   if (remote_) return SelectRemotely(plan, layer);
-  INFLLM_RETURN_IF_ERROR(EnqueueTopK(plan, layer));
+  INFLLM_RETURN_IF_ERROR(EnqueueSelect(plan, layer));
   return optimistic_ ? EnqueueLookUp(plan, layer) : FetchMissing(plan, layer);
 }
 
@@ -114,7 +114,7 @@ absl::Status Retriever::FindMeanQueries(StepPlan& plan, const float* q_far) {
                                         .head_dim = model_.head_dim});
 }
 
-absl::Status Retriever::EnqueueTopK(StepPlan& plan, int64_t layer) {
+absl::Status Retriever::EnqueueSelect(StepPlan& plan, int64_t layer) {
   const int64_t query_floats = model_.q_heads * model_.head_dim;
   chunks_.clear();
   chunk_begins_.clear();
@@ -160,18 +160,18 @@ absl::Status Retriever::EnqueueTopK(StepPlan& plan, int64_t layer) {
   INFLLM_ASSIGN_OR_RETURN(const kernels::ScoreItem* const score_items,
                           plan.scratch.Put(score_items_));
   INFLLM_ASSIGN_OR_RETURN(const kernels::TopKItem* const top_items, plan.scratch.Put(top_items_));
-  INFLLM_RETURN_IF_ERROR(
-      backend_.ScoreBlocks(stream_, {.items = score_items,
-                                     .count = static_cast<int64_t>(score_items_.size()),
-                                     .kind = options_.representative,
-                                     .dtype = page_.dtype,
-                                     .q_heads = model_.q_heads,
-                                     .kv_heads = model_.kv_heads,
-                                     .head_dim = model_.head_dim,
-                                     .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
-                                     .scoring = options_.scoring}));
-  return backend_.TopK(stream_,
-                       {.items = top_items, .count = static_cast<int64_t>(top_items_.size())});
+  const auto count = static_cast<int64_t>(score_items_.size());
+  return backend_.SelectBlocks(
+      stream_, {.score = {.items = score_items,
+                          .count = count,
+                          .kind = options_.representative,
+                          .dtype = page_.dtype,
+                          .q_heads = model_.q_heads,
+                          .kv_heads = model_.kv_heads,
+                          .head_dim = model_.head_dim,
+                          .scale = 1.0f / std::sqrt(static_cast<float>(model_.head_dim)),
+                          .scoring = options_.scoring},
+                .best = {.items = top_items, .count = count}});
 }
 
 absl::Status Retriever::EnqueueLookUp(StepPlan& plan, int64_t layer) {

@@ -65,7 +65,7 @@ class Retriever {
 
   absl::Status FindMeanQueries(StepPlan& plan, const float* q_far);
   void RefreshViews(int64_t layer);
-  absl::Status EnqueueTopK(StepPlan& plan, int64_t layer);
+  absl::Status EnqueueSelect(StepPlan& plan, int64_t layer);
   absl::Status EnqueueLookUp(StepPlan& plan, int64_t layer);
   absl::Status FetchMissing(StepPlan& plan, int64_t layer);
   absl::Status SelectRemotely(StepPlan& plan, int64_t layer);
