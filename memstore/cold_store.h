@@ -42,6 +42,9 @@ class ColdStore {
   // Keys that hold nothing are fine.
   virtual absl::Status Delete(std::span<const std::string_view> keys) = 0;
 
+  // What the device still takes; -1 if there is none, or none yet.
+  virtual int64_t FreeBytes() { return -1; }
+
   // Whether what it holds is there again when it is opened the next time. The rest is for those;
   // the others are UNIMPLEMENTED.
   virtual bool durable() const { return false; }

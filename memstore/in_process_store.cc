@@ -250,8 +250,7 @@ class InProcessStore final : public MemoryStore {
   }
 
   absl::StatusOr<StoreStats> Stats() override {
-    StoreStats stats;
-    tiers_->AddTo(stats);
+    StoreStats stats = tiers_->Stats();
     stats.contexts = contexts_.size();
     if (catalog_ != nullptr) stats.committed = catalog_->size();
     stats.representative_bytes = contexts_.representative_bytes();

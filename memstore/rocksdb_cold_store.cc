@@ -67,6 +67,12 @@ absl::Status FromErrno(int error, std::string_view what, const std::string& path
   return absl::UnavailableError(text);
 }
 
+int64_t FreeBytesOf(const std::string& directory) {
+  struct statvfs disk {};
+  if (::statvfs(directory.c_str(), &disk) != 0) return -1;
+  return static_cast<int64_t>(uint64_t{disk.f_bavail} * disk.f_frsize);
+}
+
 // RocksDB keeps a file open per 32 MB of values, and the usual soft limit of 1024 would make it
 // reopen them all the time. Raises it as far as the system lets us and returns what RocksDB may
 // use.
@@ -174,15 +180,14 @@ class RocksDbColdStore final : public ColdStore {
   // writable_file_writer.h), so a batch that could fill it is refused before.
   absl::Status CheckDiskHolds(size_t bytes) const {
     constexpr uint64_t kSpareBytes = uint64_t{16} << 20;  // manifest, log, file buffers
-    struct statvfs disk {};
-    if (::statvfs(directory_.c_str(), &disk) != 0) return absl::OkStatus();  // RocksDB will tell
+    const int64_t available = FreeBytesOf(directory_);
+    if (available < 0) return absl::OkStatus();  // RocksDB will tell
     uint64_t unflushed = 0;
     if (db_ != nullptr) {
       db_->GetIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &unflushed);
     }
     const uint64_t needed = unflushed + bytes + kSpareBytes;
-    const uint64_t available = uint64_t{disk.f_bavail} * disk.f_frsize;
-    if (available >= needed) return absl::OkStatus();
+    if (static_cast<uint64_t>(available) >= needed) return absl::OkStatus();
     return absl::ResourceExhaustedError(
         absl::StrCat("cold tier in ", directory_, ": the disk has ", available >> 20, " MiB left, ",
                      needed >> 20, " MiB are needed: free space on it or give another --data-dir"));
@@ -212,6 +217,7 @@ class RocksDbColdStore final : public ColdStore {
   }
 
   absl::Status Delete(std::span<const std::string_view> keys) override;
+  int64_t FreeBytes() override { return FreeBytesOf(directory_); }
   bool durable() const override { return durable_; }
 
   absl::Status ChangeRecords(std::span<const RecordChange> changes) override {

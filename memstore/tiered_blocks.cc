@@ -119,6 +119,7 @@ absl::StatusOr<std::shared_ptr<StoredBlock>> TieredBlocks::Store(
   const std::lock_guard lock(mu_);
   ++counts_.blocks;
   ++counts_.blocks_ram;
+  counts_.dirty_bytes += block->lru_bytes();
   block->slot_ = slot;
   LinkAsNewest(*block);
   return block;
@@ -180,17 +181,16 @@ void TieredBlocks::DropEntries(const EntryRun& run) {
   }
 }
 
-void TieredBlocks::AddTo(StoreStats& stats) const {
-  const std::lock_guard lock(mu_);
-  stats.blocks = counts_.blocks;
-  stats.blocks_ram = counts_.blocks_ram;
-  stats.blocks_cold = counts_.blocks_cold;
-  stats.ram_bytes = ram_.used_bytes();
-  stats.ram_capacity_bytes = ram_.capacity_bytes();
-  stats.cold_bytes = counts_.cold_bytes;
-  stats.ram_hits = counts_.ram_hits;
-  stats.cold_hits = counts_.cold_hits;
-  stats.corrupt_blocks = counts_.corrupt_blocks;
+StoreStats TieredBlocks::Stats() const {
+  StoreStats stats;
+  {
+    const std::lock_guard lock(mu_);
+    stats = counts_;
+    stats.ram_bytes = ram_.used_bytes();
+    stats.ram_capacity_bytes = ram_.capacity_bytes();
+  }
+  if (cold_ != nullptr) stats.disk_free_bytes = cold_->FreeBytes();
+  return stats;
 }
 
 // ---- One block, under the lock.
@@ -198,12 +198,13 @@ void TieredBlocks::AddTo(StoreStats& stats) const {
 BlockHandle TieredBlocks::PinBlock(StoredBlock& block) {
   auto pin = std::make_shared<Pin>(block.shared_from_this());  // first: it can throw
   if (block.list_ != nullptr) Unlink(block);
-  ++block.pins_;
+  if (block.pins_++ == 0) counts_.pinned_bytes += block.lru_bytes();
   return BlockHandle({block.slot_, block.payload_bytes()}, std::move(pin));
 }
 
 void TieredBlocks::Unpin(StoredBlock& block) {
   if (--block.pins_ > 0) return;
+  counts_.pinned_bytes -= block.lru_bytes();
   LinkAsNewest(block);
   WakeWaiters();
 }
@@ -234,6 +235,7 @@ void TieredBlocks::Forget(StoredBlock& block) {
   INFLLM_CHECK(block.pins_ == 0 && !block.reading_ && !block.writing_);
   if (block.list_ != nullptr) Unlink(block);
   if (block.slot_ != nullptr) {
+    if (!block.cold_) counts_.dirty_bytes -= block.lru_bytes();
     DropFromRam(block);
     WakeWaiters();
   }
@@ -281,6 +283,7 @@ bool TieredBlocks::EvictOne(Order order) {
   }
   Unlink(*oldest);
   DropFromRam(*oldest);
+  ++counts_.evictions;
   return true;
 }
 

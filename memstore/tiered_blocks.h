@@ -130,8 +130,8 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   // The entries are deleted by the next DeleteDropped().
   void ForgetEntries(std::span<const EntryRun> runs);
 
-  // Fills in the fields about payloads.
-  void AddTo(StoreStats& stats) const;
+  // The fields about payloads.
+  StoreStats Stats() const;
 
  private:
   friend class StoredBlock;

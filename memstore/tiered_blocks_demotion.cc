@@ -102,7 +102,9 @@ void TieredBlocks::EndWriting(std::span<StoredBlock* const> batch, uint64_t star
     if (status.ok()) {
       block->cold_ = true;
       ++counts_.blocks_cold;
+      ++counts_.demotions;
       counts_.cold_bytes += block->lru_bytes();
+      counts_.dirty_bytes -= block->lru_bytes();
     }
     if (block->pins_ > 0) continue;
     if (block->last_use_ > started_at) {

@@ -18,6 +18,7 @@
 #include "kernels/core/status_macros.h"
 #include "services/common/errors.h"
 #include "services/memstore/block_stream.h"
+#include "services/memstore/call_interceptor.h"
 #include "services/memstore/lease_calls.h"
 #include "services/memstore/wire.h"
 
@@ -65,14 +66,16 @@ std::invoke_result_t<Call> WithRoom(PinsInFlight::Hold& hold, grpc::ServerContex
 using Base = pb::MemoryStore::WithCallbackMethod_Lease<pb::MemoryStore::Service>;
 class MemoryStoreService final : public LeasingService, public Base {
  public:
-  MemoryStoreService(memstore::MemoryStore& store, CallGate& gate, absl::Duration lease_grace)
-      : store_(store), gate_(gate), leases_(lease_grace, store) {
+  MemoryStoreService(memstore::MemoryStore& store, CallGate& gate, absl::Duration lease_grace,
+                     ServerEvents* events)
+      : store_(store), gate_(gate), events_(events), leases_(lease_grace, store, events) {
     StreamRaw<pb::SelectRequest>("Select", &MemoryStoreService::StreamSelections);
     StreamRaw<pb::FetchRequest>("Fetch", &MemoryStoreService::StreamBlocks);
   }
 
   grpc::Service& service() override { return *this; }
   void EndLeases() override { leases_.EndAll(); }
+  int64_t leases() const override { return leases_.table().size(); }
 
   grpc::ServerWriteReactor<pb::LeaseResponse>* Lease(grpc::CallbackServerContext*,
                                                      const pb::LeaseRequest* request) override {
@@ -178,13 +181,17 @@ class MemoryStoreService final : public LeasingService, public Base {
       INFLLM_ASSIGN_OR_RETURN(const ContextId id, wire::ContextFromProto("id", request->id()));
       INFLLM_ASSIGN_OR_RETURN(const ContextId replaces,
                               wire::ContextFromProto("replaces", request->replaces()));
-      return store_.Commit({.context = live,
-                            .id = id,
-                            .name = request->name(),
-                            .replaces = replaces,
-                            .blocks = request->blocks(),
-                            .tokens = wire::AsSpan(request->tokens()),
-                            .state = std::as_bytes(wire::AsSpan(request->state()))});
+      const memstore::CommitRequest commit = {
+          .context = live,
+          .id = id,
+          .name = request->name(),
+          .replaces = replaces,
+          .blocks = request->blocks(),
+          .tokens = wire::AsSpan(request->tokens()),
+          .state = std::as_bytes(wire::AsSpan(request->state()))};
+      INFLLM_RETURN_IF_ERROR(store_.Commit(commit));
+      if (events_ != nullptr) events_->Committed(RequestIdOf(*context), commit);
+      return absl::OkStatus();
     });
   }
 
@@ -321,6 +328,11 @@ class MemoryStoreService final : public LeasingService, public Base {
           return store_.Select({.layer = request.layer(), .scoring = scoring, .queries = queries});
         }));
     INFLLM_CHECK(selections.size() == contexts.size());
+    for (const memstore::Selection& one : selections) {
+      if (!one.status.ok() && events_ != nullptr) {
+        events_->QueryFailed(RequestIdOf(*context), one.status);
+      }
+    }
     return SendSelections(contexts, request.layer(), std::move(selections), pins_, sink);
   }
 
@@ -381,6 +393,7 @@ class MemoryStoreService final : public LeasingService, public Base {
 
   memstore::MemoryStore& store_;
   CallGate& gate_;
+  ServerEvents* const events_;  // may be null
   LeaseCalls leases_;
   const std::shared_ptr<PinsInFlight> pins_ = std::make_shared<PinsInFlight>();
   std::atomic<int64_t> damaged_arrivals_{0};
@@ -389,8 +402,9 @@ class MemoryStoreService final : public LeasingService, public Base {
 }  // namespace
 
 std::unique_ptr<LeasingService> NewMemoryStoreService(memstore::MemoryStore& store, CallGate& gate,
-                                                      absl::Duration lease_grace) {
-  return std::make_unique<MemoryStoreService>(store, gate, lease_grace);
+                                                      absl::Duration lease_grace,
+                                                      ServerEvents* events) {
+  return std::make_unique<MemoryStoreService>(store, gate, lease_grace, events);
 }
 
 }  // namespace infllm::services

@@ -20,6 +20,7 @@
 #include "services/common/errors.h"
 #include "services/memstore/cancellation.h"
 #include "services/memstore/remote_store.h"
+#include "services/memstore/request_id.h"
 #include "services/memstore/retry.h"
 #include "services/memstore/unary_call.h"
 
@@ -42,23 +43,28 @@ class RemoteCalls {
     return Settle(name, retrier_.Run([&] { return CallOnce(name, method, request, response); }));
   }
 
-  // One attempt.
+  // One attempt, under a request id of its own, which an error names.
   template <typename Request, typename Response>
   absl::Status CallOnce(std::string_view name, Method<Request, Response> method,
                         const Request& request, Response* response) {
+    const std::string request_id = NewRequestId();
     const auto start = [&](grpc::ClientContext* context, grpc::CompletionQueue* queue) {
+      context->AddMetadata(kRequestIdKey, request_id);
       return ((*stub_).*method)(context, request, queue);
     };
-    return ToStatus(name,
-                    CallUnary(&cancellation_, absl::Now() + TimeoutOf(name), start, response));
+    return error::OfRequest(
+        request_id,
+        ToStatus(name, CallUnary(&cancellation_, absl::Now() + TimeoutOf(name), start, response)));
   }
 
   // Hands every message of the answer to `accept`; its error ends the call. Messages are read as
   // bytes, for gRPC's own parsing would take one that does not parse for the end of the answer.
   template <typename Response, typename Request>
   absl::Status Stream(std::string_view name, const grpc::internal::RpcMethod& method,
-                      const Request& request, absl::FunctionRef<absl::Status(Response&)> accept) {
+                      const Request& request, absl::FunctionRef<absl::Status(Response&)> accept,
+                      const std::string& request_id = NewRequestId()) {
     grpc::ClientContext context;
+    context.AddMetadata(kRequestIdKey, request_id);
     const Cancellation::Call in_flight(cancellation_, context);
     context.set_deadline(absl::ToChronoTime(absl::Now() + call_timeout_));
     const std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
@@ -74,10 +80,10 @@ class RemoteCalls {
       if (!accepted.ok()) {
         context.TryCancel();
         reader->Finish();  // the cancellation; `accepted` says why
-        return accepted;
+        return error::OfRequest(request_id, accepted);
       }
     }
-    return ToStatus(name, reader->Finish());
+    return error::OfRequest(request_id, ToStatus(name, reader->Finish()));
   }
 
   // Of Stream: one for each call that answers with a stream.

@@ -10,11 +10,13 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/grpc_runtime.h"
+#include "services/memstore/call_interceptor.h"
 #include "services/memstore/memory_store_service.h"
 #include "services/memstore/wire.h"
 
@@ -42,7 +44,8 @@ struct MemstoreServer::Impl {
 
 absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(const Endpoint& listen,
                                                                       memstore::MemoryStore& store,
-                                                                      absl::Duration lease_grace) {
+                                                                      absl::Duration lease_grace,
+                                                                      ServerEvents* events) {
   INFLLM_RETURN_IF_ERROR(PrepareToListen(listen));
   KeepGrpcInitialized();
   grpc::EnableDefaultHealthCheckService(true);
@@ -50,7 +53,7 @@ absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(const Endp
 
   auto impl = std::make_unique<Impl>();
   impl->endpoint = listen;
-  impl->service = NewMemoryStoreService(store, impl->gate, lease_grace);
+  impl->service = NewMemoryStoreService(store, impl->gate, lease_grace, events);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(listen.ToString(), grpc::InsecureServerCredentials(), &port);
@@ -63,6 +66,12 @@ absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(const Endp
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kPingMs);
   // With it, a second daemon would share the port and half of the calls would go to each.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  if (events != nullptr) {
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
+        interceptors;
+    interceptors.push_back(NewCallInterceptors(*events));
+    builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  }
   impl->server = builder.BuildAndStart();
   if (impl->server == nullptr) {
     return absl::UnavailableError(absl::StrCat("cannot listen on ", listen.ToString()));
@@ -78,6 +87,8 @@ MemstoreServer::MemstoreServer(std::unique_ptr<Impl> impl) : impl_(std::move(imp
 MemstoreServer::~MemstoreServer() { Shutdown(absl::ZeroDuration()); }
 
 const Endpoint& MemstoreServer::endpoint() const { return impl_->endpoint; }
+
+int64_t MemstoreServer::leases() const { return impl_->service->leases(); }
 
 void MemstoreServer::Shutdown(absl::Duration grace) {
   if (impl_->server == nullptr) return;
