@@ -7,6 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
 #include <limits>
 #include <map>
 #include <regex>
@@ -302,6 +304,41 @@ TEST_F(DaemonWatchTest, TheLogTellsTheDaemonsLifeAndFindsTheErrorOfAClient) {
   EXPECT_EQ(lines[3]["dropped_context"], ToString(id));
   EXPECT_EQ(lines[4]["event"], "drain");
   EXPECT_EQ(lines[5]["event"], "stop");
+}
+
+TEST_F(DaemonWatchTest, CheckSaysWhatIsDamaged) {
+  const std::string data = dir_.file("data");
+  const auto check = [&](int status) {
+    Subprocess process({INFLLM_MEMSTORE_BINARY, "--check", "--data-dir", data});
+    EXPECT_EQ(process.Wait(), status) << process.out() << process.err();
+    return process.out() + process.err();
+  };
+  EXPECT_THAT(check(2), HasSubstr(data));
+  ASSERT_NO_FATAL_FAILURE(Start({"--data-dir", data}));
+  EXPECT_THAT(check(2), AllOf(HasSubstr(data), HasSubstr("in use")));
+  ASSERT_NO_FATAL_FAILURE(Connect());
+  const memstore::ContextId id = memstore::NewContextId();
+  ASSERT_OK(store_->Create(id, {.geometry = kGeometry}));
+  ASSERT_OK(Append(id, 0, 3));
+  ASSERT_OK(
+      store_->Commit({.context = id, .id = memstore::NewContextId(), .name = "a", .blocks = 3}));
+  daemon_->Signal(SIGTERM);
+  EXPECT_EQ(daemon_->Wait(), 0);
+  EXPECT_THAT(check(0), AllOf(HasSubstr("1 committed context, 3 blocks"), HasSubstr("0 orphans"),
+                              HasSubstr("damage: none")));
+  for (const auto& entry : std::filesystem::directory_iterator(data + "/blocks")) {
+    if (entry.path().extension() != ".sst" || entry.file_size() < kGeometry.payload_bytes()) {
+      continue;
+    }
+    std::fstream file(entry.path(), std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(static_cast<std::streamoff>(kGeometry.payload_bytes() / 2));
+    file.put('x');
+  }
+  EXPECT_THAT(check(1), AllOf(HasSubstr("damaged: context \"a\", layer 0, block 0"),
+                              HasSubstr("damage: 1 piece, in 1 context")));
+  Subprocess no_directory({INFLLM_MEMSTORE_BINARY, "--check"});
+  EXPECT_EQ(no_directory.Wait(), 2);
+  EXPECT_THAT(no_directory.err(), HasSubstr("--data-dir"));
 }
 
 TEST_F(DaemonWatchTest, ARequestIdOfAClientIsKeptAndCannotForgeLines) {
