@@ -69,8 +69,11 @@ void AddFlags(CLI::App& app, Options& options) {
       ->type_name("ADDRESS")
       ->check(Into(options.listen, ParseEndpoint))
       ->capture_default_str();
-  app.add_option("--ram-bytes", ram_bytes,
-                 "Capacity of the RAM tier: bytes, or with a unit as in 512MiB or 4GiB")
+  app.add_option(
+         "--ram-bytes", ram_bytes,
+         "Memory for blocks, for the representatives of all, and for what is kept of each; "
+         "bytes, or with a unit as in 512MiB or 4GiB. Calls in flight and the disk's buffers "
+         "come on top")
       ->type_name("SIZE")
       ->check(Into(options.store.ram_bytes, ParseByteSize))
       ->capture_default_str();
@@ -196,6 +199,7 @@ int Main(int argc, char** argv) {
     std::cerr << "infllm-memstore: the help cannot be written to stdout\n";
     return kExitError;
   }
+  options.store.memory_bytes = options.store.ram_bytes;
   if (options.check) return CheckDataDir(options.store.data_dir);
   const absl::Status status = Serve(options);
   if (!status.ok()) {

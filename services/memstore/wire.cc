@@ -271,6 +271,7 @@ memstore::StoreStats FromProto(const pb::StatsResponse& proto) {
           .dirty_bytes = proto.dirty_bytes(),
           .cold_bytes = proto.cold_bytes(),
           .representative_bytes = proto.representative_bytes(),
+          .bookkeeping_bytes = proto.bookkeeping_bytes(),
           .selects = proto.selects(),
           .ram_hits = proto.ram_hits(),
           .cold_hits = proto.cold_hits(),
@@ -293,6 +294,7 @@ pb::StatsResponse ToProto(const memstore::StoreStats& stats) {
   proto.set_dirty_bytes(stats.dirty_bytes);
   proto.set_cold_bytes(stats.cold_bytes);
   proto.set_representative_bytes(stats.representative_bytes);
+  proto.set_bookkeeping_bytes(stats.bookkeeping_bytes);
   proto.set_selects(stats.selects);
   proto.set_ram_hits(stats.ram_hits);
   proto.set_cold_hits(stats.cold_hits);
