@@ -236,6 +236,34 @@ TEST_F(DaemonWatchTest, MetricsAreWellFormedAndMoveWithTheWork) {
   }
 }
 
+// Each takes a page in RAM, a header on disk and bookkeeping beside its four bytes.
+TEST_F(DaemonWatchTest, TinyBlocksDoNotTakeMoreThanRamBytes) {
+  ASSERT_NO_FATAL_FAILURE(Start({"--metrics-listen", "127.0.0.1:0"}));
+  ASSERT_NO_FATAL_FAILURE(Connect());
+  constexpr memstore::Geometry kTiny = {.layers = 1,
+                                        .q_heads = 1,
+                                        .kv_heads = 1,
+                                        .head_dim = 1,
+                                        .block_tokens = 1,
+                                        .dtype = kernels::DType::kBF16};
+  const memstore::ContextId id = memstore::NewContextId();
+  ASSERT_OK(store_->Create(id, {.geometry = kTiny}));
+  const double before = Exposition(Scrape(MetricsPort())).at("process_resident_memory_bytes");
+  const std::vector<std::byte> payload(kTiny.payload_bytes());
+  const std::vector<std::span<const std::byte>> many(100'000, std::span(payload));
+  EXPECT_THAT(
+      store_->Append(id, 0, 0, many),
+      StatusIs(absl::StatusCode::kResourceExhausted,
+               AllOf(HasSubstr("of 1048576 bytes of all memory"), HasSubstr("--ram-bytes"))));
+  const Exposition after(Scrape(MetricsPort()));
+  EXPECT_LE(after.at("infllm_memstore_tier_bytes{tier=\"ram\"}") +
+                after.at("infllm_memstore_representative_bytes") +
+                after.at("infllm_memstore_bookkeeping_bytes"),
+            1 << 20);
+  // What RocksDB buffers, and the call, are on top.
+  EXPECT_LT(after.at("process_resident_memory_bytes") - before, 32 << 20);
+}
+
 TEST_F(DaemonWatchTest, MetricsNeedAPortOfTheirOwn) {
   ASSERT_NO_FATAL_FAILURE(Start({"--metrics-listen", "127.0.0.1:0"}));
   const std::string taken = "127.0.0.1:" + MetricsPort();
