@@ -194,6 +194,7 @@ class Checker {
         bytes += one.bytes;
       }
       std::vector<std::string_view> views;
+      views.reserve(keys.size());
       for (const ColdKey& key : keys) views.push_back(key.view());
       const std::vector<std::span<std::byte>> outs(values.begin(), values.end());
       const std::vector<absl::Status> statuses = cold_.Get(views, outs);
@@ -214,10 +215,11 @@ class Checker {
                   std::span<const ChunkPlace> places, std::span<const size_t> content_bytes,
                   Take take) {
     std::vector<Wanted> wanted;
+    wanted.reserve(numbers.size());
     for (size_t i = 0; i < numbers.size(); ++i) {
       wanted.push_back({numbers[i], kChunkHeaderBytes + content_bytes[i]});
     }
-    Read(wanted, [&](size_t i, absl::Status status, std::span<const std::byte> bytes) {
+    Read(wanted, [&](size_t i, const absl::Status& status, std::span<const std::byte> bytes) {
       const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
       const absl::StatusOr<std::string_view> content =
           status.ok() ? DecodeChunk(places[i], text) : status;
@@ -265,6 +267,7 @@ class Checker {
                    std::span<const uint64_t> numbers) {
     const size_t bytes = EncodedBlockBytes(part.options.geometry.payload_bytes());
     std::vector<Wanted> wanted;
+    wanted.reserve(numbers.size());
     for (const uint64_t number : numbers) wanted.push_back({number, bytes});
     Read(wanted, [&](size_t i, absl::Status status, std::span<const std::byte> encoded) {
       ++report_.blocks;
