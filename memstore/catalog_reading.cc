@@ -112,9 +112,17 @@ absl::Status Catalog::NotCommitted(const ContextId& id) {
 
 absl::StatusOr<std::shared_ptr<Context>> Catalog::ReadContext(const Entry& entry) {
   const ContextOptions& options = entry.info.options;
-  auto context = std::make_shared<Context>(/*is_committed=*/true);
-  context->owner =
-      std::make_shared<const BlockOwner>(BlockOwner{.context = entry.info.id, .options = options});
+  const Geometry& geometry = options.geometry;
+  // At most: some of it may be shared with contexts that are loaded.
+  INFLLM_RETURN_IF_ERROR(tiers_->MakeRoom(
+      Context::BytesOf(options) +
+      geometry.layers *
+          (entry.info.blocks * TieredBlocks::kBlockBytes +
+           entry.info.published * static_cast<int64_t>(geometry.representative_bytes()))));
+  auto context = std::make_shared<Context>(
+      /*is_committed=*/true,
+      std::make_shared<const BlockOwner>(BlockOwner{.context = entry.info.id, .options = options}),
+      registry_.memory());
   std::vector<BlockTable> tables(static_cast<size_t>(options.geometry.layers));
   for (const PartUse& use : entry.payloads) {
     INFLLM_RETURN_IF_ERROR(ReadBlocks(use, options, tables));

@@ -12,6 +12,9 @@ absl::Status NotDurable() {
 absl::Status ColdStore::ChangeRecords(std::span<const RecordChange>) { return NotDurable(); }
 absl::StatusOr<std::map<std::string, std::string>> ColdStore::ReadRecords() { return NotDurable(); }
 absl::StatusOr<std::string> ColdStore::LastKey() { return NotDurable(); }
+absl::StatusOr<int64_t> ColdStore::CountRange(std::string_view, std::string_view) {
+  return NotDurable();
+}
 absl::Status ColdStore::DeleteRange(std::string_view, std::string_view) { return NotDurable(); }
 
 }  // namespace infllm::memstore

@@ -42,6 +42,9 @@ class ColdStore {
   // Keys that hold nothing are fine.
   virtual absl::Status Delete(std::span<const std::string_view> keys) = 0;
 
+  // What the device still takes; -1 if there is none, or none yet.
+  virtual int64_t FreeBytes() { return -1; }
+
   // Whether what it holds is there again when it is opened the next time. The rest is for those;
   // the others are UNIMPLEMENTED.
   virtual bool durable() const { return false; }
@@ -59,7 +62,9 @@ class ColdStore {
 
   // The largest key of an entry; empty if there is none.
   virtual absl::StatusOr<std::string> LastKey();
-  // Deletes the entries whose keys are in [begin, end).
+  // How many entries have keys in [begin, end).
+  virtual absl::StatusOr<int64_t> CountRange(std::string_view begin, std::string_view end);
+  // Deletes these entries.
   virtual absl::Status DeleteRange(std::string_view begin, std::string_view end);
 };
 
@@ -67,12 +72,14 @@ struct RocksDbOptions {
   std::string directory;  // created if missing, for its user alone; one store at a time
   // Emptied when it is opened and when it is closed.
   bool scratch = false;
+  // Not a byte of the directory changes; what would change one fails. Keeps others from writing it.
+  bool read_only = false;
 };
 // Made for keys that grow with time (cold_key.h). Takes up to about 130 MB of RAM for writing, and
 // raises the process's soft limit of open files. In a forked child it may only be destroyed, which
 // leaves the parent's alone.
 //   FAILED_PRECONDITION  another store has the directory open, it holds other files, or it was
-//                        written in another format
+//                        written in another format; read-only: it has never been a store's
 //   PERMISSION_DENIED, RESOURCE_EXHAUSTED (disk full), DATA_LOSS (damaged), UNAVAILABLE (I/O error)
 absl::StatusOr<std::unique_ptr<ColdStore>> OpenRocksDb(const RocksDbOptions& options);
 

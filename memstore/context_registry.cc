@@ -65,6 +65,22 @@ Context::Layer::Layer(BlockTable blocks_in, BlockIndex index_in)
       forked_blocks(blocks.size()),
       forked_published(index.size()) {}
 
+Context::Context(bool is_committed, std::shared_ptr<const BlockOwner> owner_in,
+                 IndexMemory& memory_in)
+    : owner(std::move(owner_in)),
+      committed(is_committed),
+      memory(memory_in),
+      bytes(BytesOf(owner->options)) {
+  memory.contexts += bytes;
+}
+
+int64_t Context::BytesOf(const ContextOptions& options) {
+  constexpr size_t kOthers = 256;  // in tables and the allocator's
+  const size_t layers = static_cast<size_t>(options.geometry.layers) * (sizeof(Layer) + 64);
+  return static_cast<int64_t>(sizeof(Context) + sizeof(BlockOwner) + options.tenant.size() +
+                              options.recipe.size() + layers + kOthers);
+}
+
 absl::StatusOr<kernels::Stream> ContextRegistry::WriteStream() {
   const std::lock_guard lock(mu_);
   if (!write_stream_.has_value()) {
@@ -87,9 +103,9 @@ absl::StatusOr<std::shared_ptr<Context>> ContextRegistry::Insert(std::shared_ptr
 }
 
 absl::Status ContextRegistry::Create(const ContextId& id, const ContextOptions& options) {
-  auto context = std::make_shared<Context>(/*is_committed=*/false);
-  context->owner =
-      std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = options});
+  auto context = std::make_shared<Context>(
+      /*is_committed=*/false,
+      std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = options}), memory_);
   for (int32_t i = 0; i < options.geometry.layers; ++i) {
     INFLLM_ASSIGN_OR_RETURN(BlockIndex index, NewIndex(options.geometry));
     context->layers.push_back(std::make_unique<Context::Layer>(BlockTable(), std::move(index)));
@@ -106,14 +122,15 @@ absl::Status ContextRegistry::Create(const ContextId& id, const ContextOptions& 
 
 absl::StatusOr<BlockIndex> ContextRegistry::NewIndex(const Geometry& geometry) {
   INFLLM_ASSIGN_OR_RETURN(const kernels::Stream stream, WriteStream());
-  return BlockIndex(backend_, stream, geometry, representative_bytes_);
+  return BlockIndex(backend_, stream, geometry, memory_.representatives);
 }
 
 std::shared_ptr<Context> ContextRegistry::Copy(Context& from, const ContextId& id, int64_t blocks,
                                                bool committed) {
-  auto context = std::make_shared<Context>(committed);
-  context->owner =
-      std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = from.owner->options});
+  auto context = std::make_shared<Context>(
+      committed,
+      std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = from.owner->options}),
+      from.memory);
   context->parents = {from.owner->context};
   context->joined = from.joined;
   {  // first: by the time that the layers are copied they hold what is committed now

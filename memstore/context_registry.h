@@ -16,6 +16,7 @@
 #include "kernels/backend.h"
 #include "memstore/block_index.h"
 #include "memstore/committed_part.h"
+#include "memstore/index_memory.h"
 #include "memstore/memory_store.h"
 #include "memstore/tiered_blocks.h"
 
@@ -44,7 +45,10 @@ class BlockTable {
 
 // One context. Every layer has its own lock, which covers no I/O.
 struct Context {
-  explicit Context(bool is_committed) : committed(is_committed) {}
+  Context(bool is_committed, std::shared_ptr<const BlockOwner> owner_in, IndexMemory& memory_in);
+  ~Context() { memory.contexts -= bytes; }
+  // What one with these options takes without its blocks and representatives, about.
+  static int64_t BytesOf(const ContextOptions& options);
 
   struct Layer {
     Layer(BlockTable blocks_in, BlockIndex index_in);
@@ -56,11 +60,13 @@ struct Context {
     const int64_t forked_blocks;
     const int64_t forked_published;
   };
-  std::shared_ptr<const BlockOwner> owner;  // shared with the blocks appended here
-  std::vector<ContextId> parents;           // that it was forked from
-  bool joined = false;                      // begins with blocks of several contexts
+  const std::shared_ptr<const BlockOwner> owner;  // shared with the blocks appended here
+  std::vector<ContextId> parents;                 // that it was forked from
+  bool joined = false;                            // begins with blocks of several contexts
   std::vector<std::unique_ptr<Layer>> layers;
   const bool committed = false;  // it never changes
+  IndexMemory& memory;           // counts `bytes`
+  const int64_t bytes;
 
   // What commits of it can use of earlier ones.
   std::mutex mu;
@@ -75,8 +81,9 @@ struct Context {
 // it are done.
 class ContextRegistry {
  public:
-  // `backend` must outlive the registry and all contexts.
-  explicit ContextRegistry(kernels::Backend& backend) : backend_(backend) {}
+  // Both must outlive the registry and all contexts.
+  ContextRegistry(kernels::Backend& backend, IndexMemory& memory)
+      : backend_(backend), memory_(memory) {}
 
   // Both may be repeated, as MemoryStore says.
   //   ALREADY_EXISTS      the id is that of something else
@@ -96,7 +103,7 @@ class ContextRegistry {
   absl::StatusOr<std::shared_ptr<Context>> Remove(const ContextId& id);
 
   int64_t size() const;
-  int64_t representative_bytes() const { return representative_bytes_; }
+  IndexMemory& memory() { return memory_; }
 
  private:
   static std::shared_ptr<Context> Copy(Context& from, const ContextId& id, int64_t blocks,
@@ -108,7 +115,7 @@ class ContextRegistry {
   absl::StatusOr<std::shared_ptr<Context>> Insert(std::shared_ptr<Context> context);
 
   kernels::Backend& backend_;
-  std::atomic<int64_t> representative_bytes_ = 0;
+  IndexMemory& memory_;
   mutable std::shared_mutex mu_;
   std::optional<kernels::Stream> write_stream_ ABSL_GUARDED_BY(mu_);  // made for the first context
   std::unordered_map<ContextId, std::shared_ptr<Context>, absl::Hash<ContextId>> contexts_

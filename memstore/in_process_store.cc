@@ -76,12 +76,13 @@ class InProcessStore final : public MemoryStore {
     INFLLM_RETURN_IF_ERROR(Validate(id));
     INFLLM_RETURN_IF_ERROR(Validate(options));
     const size_t payload_bytes = options.geometry.payload_bytes();
-    if (static_cast<int64_t>(payload_bytes) > ram_capacity_bytes_) {
+    if (RamTier::SlotBytes(payload_bytes) > ram_capacity_bytes_) {
       return absl::ResourceExhaustedError(absl::StrCat("one block has ", payload_bytes,
                                                        " bytes, the whole RAM tier ",
                                                        ram_capacity_bytes_, ": raise --ram-bytes"));
     }
     if (catalog_ != nullptr && catalog_->Has(id)) return IsCommitted(id);
+    INFLLM_RETURN_IF_ERROR(tiers_->MakeRoom(Context::BytesOf(options)));
     return contexts_.Create(id, options);
   }
 
@@ -119,6 +120,8 @@ class InProcessStore final : public MemoryStore {
     INFLLM_RETURN_IF_ERROR(CheckIndex(first_block));
     const size_t floats = geometry.representative_floats();
     const int64_t count = static_cast<int64_t>(representatives.size() / floats);
+    INFLLM_RETURN_IF_ERROR(
+        tiers_->MakeRoom(count * static_cast<int64_t>(geometry.representative_bytes())));
 
     const std::lock_guard lock(place.layer->mu);
     BlockIndex& index = place.layer->index;
@@ -219,6 +222,7 @@ class InProcessStore final : public MemoryStore {
       found.push_back({.context = std::move(context), .blocks = part.blocks});
     }
     if (catalog_ != nullptr && catalog_->Has(child)) return IsCommitted(child);
+    INFLLM_RETURN_IF_ERROR(tiers_->MakeRoom(Context::BytesOf(found[0].context->owner->options)));
     return contexts_.Fork(found, child);
   }
 
@@ -271,11 +275,9 @@ class InProcessStore final : public MemoryStore {
   }
 
   absl::StatusOr<StoreStats> Stats() override {
-    StoreStats stats;
-    tiers_->AddTo(stats);
+    StoreStats stats = tiers_->Stats();
     stats.contexts = contexts_.size();
     if (catalog_ != nullptr) stats.committed = catalog_->size();
-    stats.representative_bytes = contexts_.representative_bytes();
     stats.selects = selects_;
     return stats;
   }
@@ -290,8 +292,8 @@ class InProcessStore final : public MemoryStore {
   InProcessStore(const InProcessOptions& options, kernels::Backend& backend,
                  std::unique_ptr<ColdStore> cold, uint64_t first_entry)
       : ram_capacity_bytes_(options.ram_capacity_bytes),
-        tiers_(TieredBlocks::Create(options.ram_capacity_bytes, std::move(cold), first_entry)),
-        contexts_(backend),
+        tiers_(TieredBlocks::Create(options, std::move(cold), first_entry)),
+        contexts_(backend, tiers_->index_memory()),
         selector_(backend) {}
 
   absl::StatusOr<std::shared_ptr<Context>> FindContext(const ContextId& id) const {

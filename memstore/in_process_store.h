@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -10,7 +11,11 @@
 namespace infllm::memstore {
 
 struct InProcessOptions {
-  int64_t ram_capacity_bytes = int64_t{4} << 30;  // payloads, pinned ones included
+  // Of the RAM tier: payloads, pinned ones included, in whole pages each.
+  int64_t ram_capacity_bytes = int64_t{4} << 30;
+  // Of that and of representatives, contexts and what is kept of every block, also of cold ones. As
+  // these grow the RAM tier gives way; past that, what would add to them is RESOURCE_EXHAUSTED.
+  int64_t memory_bytes = INT64_MAX;
 };
 
 // The store itself; the daemon serves one, an embedded worker owns one. Payloads live in the RAM

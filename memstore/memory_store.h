@@ -124,14 +124,20 @@ struct StoreStats {
   int64_t blocks = 0;       // distinct payloads, shared ones once
   int64_t blocks_ram = 0;   // of these in the RAM tier (a block may be in both)
   int64_t blocks_cold = 0;  // of these in the cold tier
-  int64_t ram_bytes = 0;    // payload bytes in the RAM tier now
+  int64_t ram_bytes = 0;    // of the RAM tier taken now, in whole pages for each payload
   int64_t ram_capacity_bytes = 0;
+  int64_t pinned_bytes = 0;          // of ram_bytes, held by handles
+  int64_t dirty_bytes = 0;           // of ram_bytes, not in the cold tier yet
   int64_t cold_bytes = 0;            // payload bytes in the cold tier
   int64_t representative_bytes = 0;  // memory for representatives, shared ones once
+  int64_t bookkeeping_bytes = 0;     // for contexts and what is kept of every block, about
   int64_t selects = 0;               // Select calls since start
   int64_t ram_hits = 0;              // payloads served from RAM
   int64_t cold_hits = 0;             // payloads read back from the cold tier
+  int64_t demotions = 0;             // payloads written to the cold tier since start
+  int64_t evictions = 0;             // payloads that left RAM, being cold, for others since start
   int64_t corrupt_blocks = 0;        // payloads that failed their check and were refused
+  int64_t disk_free_bytes = -1;      // where the cold tier is; -1: it is on no disk, or not yet
 };
 
 // Thread-safe; calls for different contexts, and for different layers, run in parallel. Blocks are

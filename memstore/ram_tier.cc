@@ -32,16 +32,27 @@ void ReserveFor(std::vector<T>& list, size_t size) {
 
 }  // namespace
 
-RamTier::RamTier(int64_t capacity_bytes)
-    : capacity_bytes_(std::max<int64_t>(capacity_bytes, 0)),
-      page_bytes_(static_cast<size_t>(::sysconf(_SC_PAGESIZE))) {}
+RamTier::RamTier(int64_t capacity_bytes) : capacity_bytes_(std::max<int64_t>(capacity_bytes, 0)) {}
 
 RamTier::~RamTier() {
   for (auto& [slot_bytes, size_class] : classes_) Unmap(size_class);
 }
 
-size_t RamTier::SlotBytes(size_t payload_bytes) const {
-  return (payload_bytes + page_bytes_ - 1) / page_bytes_ * page_bytes_;
+int64_t RamTier::SlotBytes(size_t payload_bytes) {
+  static const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  return static_cast<int64_t>((payload_bytes + page - 1) / page * page);
+}
+
+void RamTier::Trim(int64_t bytes) {
+  if (resident_bytes_ <= bytes) return;
+  for (auto& [slot_bytes, size_class] : classes_) {
+    while (resident_bytes_ > bytes && !size_class.warm.empty()) {
+      ::madvise(size_class.warm.back(), slot_bytes, MADV_DONTNEED);
+      size_class.bare.push_back(size_class.warm.back());
+      size_class.warm.pop_back();
+      resident_bytes_ -= static_cast<int64_t>(slot_bytes);
+    }
+  }
 }
 
 absl::Status RamTier::AddExtent(SizeClass& size_class, size_t slot_bytes) const {
@@ -97,7 +108,7 @@ void RamTier::MakeResidentRoom(size_t slot_bytes) {
 
 absl::StatusOr<std::byte*> RamTier::Allocate(size_t payload_bytes) {
   INFLLM_CHECK(payload_bytes > 0 && HasRoom(payload_bytes));
-  const size_t slot_bytes = SlotBytes(payload_bytes);
+  const auto slot_bytes = static_cast<size_t>(SlotBytes(payload_bytes));
   SizeClass& size_class = classes_[slot_bytes];
   std::byte* slot;
   if (!size_class.warm.empty()) {
@@ -111,17 +122,17 @@ absl::StatusOr<std::byte*> RamTier::Allocate(size_t payload_bytes) {
     resident_bytes_ += static_cast<int64_t>(slot_bytes);
   }
   ++size_class.used;
-  used_bytes_ += static_cast<int64_t>(payload_bytes);
+  used_bytes_ += static_cast<int64_t>(slot_bytes);
   ASAN_UNPOISON_MEMORY_REGION(slot, payload_bytes);
   return slot;
 }
 
 void RamTier::Free(std::byte* slot, size_t payload_bytes) noexcept {
-  const size_t slot_bytes = SlotBytes(payload_bytes);
+  const auto slot_bytes = static_cast<size_t>(SlotBytes(payload_bytes));
   SizeClass& size_class = classes_.at(slot_bytes);
   INFLLM_CHECK(size_class.used > 0);
   --size_class.used;
-  used_bytes_ -= static_cast<int64_t>(payload_bytes);
+  used_bytes_ -= static_cast<int64_t>(slot_bytes);
   size_class.warm.push_back(slot);
   ASAN_POISON_MEMORY_REGION(slot, slot_bytes);  // so that a use without a pin is found
 }

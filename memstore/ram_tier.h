@@ -9,24 +9,28 @@
 
 namespace infllm::memstore {
 
-// Memory for payloads, of which the process never holds more than a fixed amount. Slots are kept
-// for reuse, because a fresh page costs a fault and its clearing; when another payload size needs
-// the room, the system gets the pages back. Not thread-safe: the owner locks.
+// Memory for payloads, of which the process never holds more than a fixed amount. Slots are whole
+// pages, and count as such. They are kept for reuse, because a fresh page costs a fault and its
+// clearing; when another payload size needs the room, the system gets the pages back. Not
+// thread-safe: the owner locks.
 class RamTier {
  public:
-  // The bound holds for the sum of payload sizes. Slots are whole pages, so payloads that are not
-  // a multiple of the page size (tiny models only) take up to a page more each.
   explicit RamTier(int64_t capacity_bytes);
   ~RamTier();
   RamTier(const RamTier&) = delete;
   RamTier& operator=(const RamTier&) = delete;
 
   int64_t capacity_bytes() const { return capacity_bytes_; }
-  int64_t used_bytes() const { return used_bytes_; }          // payloads
+  int64_t used_bytes() const { return used_bytes_; }          // slots of payloads
   int64_t resident_bytes() const { return resident_bytes_; }  // pages that may be backed by memory
   bool HasRoom(size_t payload_bytes) const {
-    return static_cast<int64_t>(payload_bytes) <= capacity_bytes_ - used_bytes_;
+    return SlotBytes(payload_bytes) <= capacity_bytes_ - used_bytes_;
   }
+
+  // What a payload takes.
+  static int64_t SlotBytes(size_t payload_bytes);
+  // Gives the system pages back that no payload has, until no more than `bytes` may be backed.
+  void Trim(int64_t bytes);
 
   // Page-aligned, contents undefined. REQUIRES: HasRoom(payload_bytes), payload_bytes > 0.
   //   RESOURCE_EXHAUSTED  the system gives no address space
@@ -49,14 +53,12 @@ class RamTier {
     int64_t used = 0;  // slots
   };
 
-  size_t SlotBytes(size_t payload_bytes) const;
   absl::Status AddExtent(SizeClass& size_class, size_t slot_bytes) const;
   // Returns pages of free slots of other sizes until `slot_bytes` more fit.
   void MakeResidentRoom(size_t slot_bytes);
   static void Unmap(SizeClass& size_class);
 
   const int64_t capacity_bytes_;
-  const size_t page_bytes_;
   int64_t used_bytes_ = 0;
   int64_t resident_bytes_ = 0;
   std::map<size_t, SizeClass> classes_;  // by slot bytes

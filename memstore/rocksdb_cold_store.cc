@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
+#include <rocksdb/env.h>
 #include <rocksdb/table.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdarg>
 #include <cstring>
 #include <filesystem>
 #include <utility>
@@ -38,6 +40,13 @@ constexpr char kFormat[] = "1";
 // 1.5x to 2x the bytes of one at a time from a virtual disk; MultiGet reads one after the other.
 constexpr size_t kReaders = 4;
 
+// A log that is not written.
+class NoLog final : public rocksdb::Logger {
+ public:
+  using rocksdb::Logger::Logv;
+  void Logv(const char*, va_list) override {}
+};
+
 // Enough for 1 TB.
 constexpr rlim_t kWantedOpenFiles = 65536;
 
@@ -65,6 +74,17 @@ absl::Status FromErrno(int error, std::string_view what, const std::string& path
   if (error == EACCES || error == EPERM || error == EROFS) return absl::PermissionDeniedError(text);
   if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(text);
   return absl::UnavailableError(text);
+}
+
+int64_t FreeBytesOf(const std::string& directory) {
+  struct statvfs disk {};
+  if (::statvfs(directory.c_str(), &disk) != 0) return -1;
+  return static_cast<int64_t>(uint64_t{disk.f_bavail} * disk.f_frsize);
+}
+
+absl::Status NoStore(const std::string& directory) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(directory, " is not the --data-dir of any memory store yet"));
 }
 
 // RocksDB keeps a file open per 32 MB of values, and the usual soft limit of 1024 would make it
@@ -127,6 +147,7 @@ class RocksDbColdStore final : public ColdStore {
   RocksDbColdStore(const RocksDbOptions& options, int marker_fd)
       : directory_(options.directory),
         durable_(!options.scratch),
+        read_only_(options.read_only),
         marker_fd_(marker_fd),
         owner_pid_(::getpid()) {}
 
@@ -153,9 +174,10 @@ class RocksDbColdStore final : public ColdStore {
   }
 
   absl::Status Open() {
-    INFLLM_RETURN_IF_ERROR(CheckDiskHolds(0));
+    if (!read_only_) INFLLM_RETURN_IF_ERROR(CheckDiskHolds(0));
     struct stat marker {};
     made_ = durable_ && ::fstat(marker_fd_, &marker) == 0 && marker.st_size > 0;
+    if (read_only_ && !made_) return NoStore(directory_);
     rocksdb::Status status;
     if (!durable_) {
       status = rocksdb::DestroyDB(DatabasePath(), rocksdb::Options());
@@ -174,15 +196,14 @@ class RocksDbColdStore final : public ColdStore {
   // writable_file_writer.h), so a batch that could fill it is refused before.
   absl::Status CheckDiskHolds(size_t bytes) const {
     constexpr uint64_t kSpareBytes = uint64_t{16} << 20;  // manifest, log, file buffers
-    struct statvfs disk {};
-    if (::statvfs(directory_.c_str(), &disk) != 0) return absl::OkStatus();  // RocksDB will tell
+    const int64_t available = FreeBytesOf(directory_);
+    if (available < 0) return absl::OkStatus();  // RocksDB will tell
     uint64_t unflushed = 0;
     if (db_ != nullptr) {
       db_->GetIntProperty(rocksdb::DB::Properties::kSizeAllMemTables, &unflushed);
     }
     const uint64_t needed = unflushed + bytes + kSpareBytes;
-    const uint64_t available = uint64_t{disk.f_bavail} * disk.f_frsize;
-    if (available >= needed) return absl::OkStatus();
+    if (static_cast<uint64_t>(available) >= needed) return absl::OkStatus();
     return absl::ResourceExhaustedError(
         absl::StrCat("cold tier in ", directory_, ": the disk has ", available >> 20, " MiB left, ",
                      needed >> 20, " MiB are needed: free space on it or give another --data-dir"));
@@ -212,6 +233,7 @@ class RocksDbColdStore final : public ColdStore {
   }
 
   absl::Status Delete(std::span<const std::string_view> keys) override;
+  int64_t FreeBytes() override { return FreeBytesOf(directory_); }
   bool durable() const override { return durable_; }
 
   absl::Status ChangeRecords(std::span<const RecordChange> changes) override {
@@ -253,15 +275,28 @@ class RocksDbColdStore final : public ColdStore {
     return at->Valid() ? at->key().ToString() : std::string();
   }
 
-  // Where there is nothing, nothing is written.
+  absl::StatusOr<int64_t> CountRange(std::string_view begin, std::string_view end) override {
+    rocksdb::ReadOptions bounded;
+    const rocksdb::Slice limit = ToSlice(end);
+    bounded.iterate_upper_bound = &limit;
+    const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(bounded));
+    int64_t entries = 0;
+    for (at->Seek(ToSlice(begin)); at->Valid(); at->Next()) ++entries;
+    INFLLM_RETURN_IF_ERROR(FromRocksDb(at->status(), directory_));
+    return entries;
+  }
+
+  // Where there is nothing, nothing is written. Where something is damaged, it may be a
+  // neighbour's, which is no reason not to delete.
   absl::Status DeleteRange(std::string_view begin, std::string_view end) override {
     rocksdb::ReadOptions bounded;
     const rocksdb::Slice from = ToSlice(begin), limit = ToSlice(end);
     bounded.iterate_upper_bound = &limit;
     const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(bounded));
     at->Seek(from);
-    INFLLM_RETURN_IF_ERROR(FromRocksDb(at->status(), directory_));
-    if (!at->Valid()) return absl::OkStatus();
+    if (!at->Valid() && !at->status().IsCorruption()) {
+      return FromRocksDb(at->status(), directory_);
+    }
     rocksdb::WriteBatch tombstones;
     INFLLM_RETURN_IF_ERROR(FromRocksDb(DeleteRun(begin, end, tombstones), directory_));
     rocksdb::Status status = db_->Write(WriteOptions(), &tombstones);
@@ -276,10 +311,13 @@ class RocksDbColdStore final : public ColdStore {
     rocksdb::ColumnFamilyOptions of_records(options);
     of_records.write_buffer_size = size_t{1} << 20;
     rocksdb::DB* db = nullptr;
-    rocksdb::Status status = rocksdb::DB::Open(
-        options, DatabasePath(),
-        {{rocksdb::kDefaultColumnFamilyName, options}, {kRecordsName, of_records}}, &families_,
-        &db);
+    if (read_only_) options.info_log = std::make_shared<NoLog>();
+    const std::vector<rocksdb::ColumnFamilyDescriptor> families = {
+        {rocksdb::kDefaultColumnFamilyName, options}, {kRecordsName, of_records}};
+    rocksdb::Status status =
+        read_only_
+            ? rocksdb::DB::OpenForReadOnly(options, DatabasePath(), families, &families_, &db)
+            : rocksdb::DB::Open(options, DatabasePath(), families, &families_, &db);
     if (status.ok()) db_.reset(db);
     return status;
   }
@@ -288,7 +326,7 @@ class RocksDbColdStore final : public ColdStore {
   absl::Status CheckFormat() {
     std::string format;
     rocksdb::Status status = db_->Get(rocksdb::ReadOptions(), records(), kFormatKey, &format);
-    if (status.IsNotFound()) {
+    if (status.IsNotFound() && !read_only_) {
       status = db_->Put(WriteOptions(), records(), kFormatKey, kFormat);
       if (status.ok()) status = db_->Flush(rocksdb::FlushOptions(), records());
       format = kFormat;
@@ -350,6 +388,7 @@ class RocksDbColdStore final : public ColdStore {
 
   const std::string directory_;
   const bool durable_;
+  const bool read_only_;
   bool made_ = false;  // its database has been made, now or before
   const int marker_fd_;
   const pid_t owner_pid_;
@@ -396,6 +435,23 @@ absl::Status RocksDbColdStore::Delete(std::span<const std::string_view> keys) {
   return FromRocksDb(status, directory_);
 }
 
+absl::Status InUse(const std::string& directory) {
+  return absl::FailedPreconditionError(absl::StrCat(
+      directory, " is in use by another store: give every process its own --data-dir"));
+}
+
+// Opens and locks the marker of a store's directory, which stays as it is. Others may read it, too.
+absl::StatusOr<int> LockForReading(const std::string& directory) {
+  const std::string marker = absl::StrCat(directory, "/", kMarkerName);
+  const int fd = ::open(marker.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0 && (errno == ENOENT || errno == ENOTDIR)) return NoStore(directory);
+  if (fd < 0) return FromErrno(errno, "open", marker);
+  if (::flock(fd, LOCK_SH | LOCK_NB) == 0) return fd;
+  const int lock_error = errno;
+  ::close(fd);
+  return lock_error == EWOULDBLOCK ? InUse(directory) : FromErrno(lock_error, "lock", marker);
+}
+
 // Opens and locks the marker of a directory that is ours or empty.
 absl::StatusOr<int> LockDirectory(const std::string& directory) {
   std::error_code error;
@@ -418,8 +474,7 @@ absl::StatusOr<int> LockDirectory(const std::string& directory) {
     const int lock_error = errno;
     ::close(fd);
     if (lock_error != EWOULDBLOCK) return FromErrno(lock_error, "lock", marker);
-    return absl::FailedPreconditionError(absl::StrCat(
-        directory, " is in use by another store: give every process its own --data-dir"));
+    return InUse(directory);
   }
   return fd;
 }
@@ -430,7 +485,9 @@ absl::StatusOr<std::unique_ptr<ColdStore>> OpenRocksDb(const RocksDbOptions& opt
   if (options.directory.empty()) {
     return absl::InvalidArgumentError("the directory of the memory store is empty (--data-dir)");
   }
-  INFLLM_ASSIGN_OR_RETURN(const int marker_fd, LockDirectory(options.directory));
+  INFLLM_ASSIGN_OR_RETURN(const int marker_fd, options.read_only
+                                                   ? LockForReading(options.directory)
+                                                   : LockDirectory(options.directory));
   auto store = std::make_unique<RocksDbColdStore>(options, marker_fd);
   INFLLM_RETURN_IF_ERROR(store->Open());
   return store;

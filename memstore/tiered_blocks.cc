@@ -68,23 +68,24 @@ BlockIdentity StoredBlock::identity() const {
 
 CommittedPart::~CommittedPart() { tiers_->ForgetEntries(info_.entries); }
 
-TieredBlocks::TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold,
+TieredBlocks::TieredBlocks(const InProcessOptions& options, std::unique_ptr<ColdStore> cold,
                            uint64_t first_entry)
-    : reclaimable_target_bytes_(std::min(ram_capacity_bytes / 8, kMaxReclaimableTargetBytes)),
+    : memory_bytes_(options.memory_bytes),
+      reclaimable_target_bytes_(
+          std::min(options.ram_capacity_bytes / 8, kMaxReclaimableTargetBytes)),
       out_of_memory_(
           absl::ResourceExhaustedError("the process has no memory left to write blocks")),
-      ram_(ram_capacity_bytes),
+      ram_(options.ram_capacity_bytes),
       cold_(std::move(cold)),
       next_cold_key_(first_entry) {
   idle_scratch_.reserve(kIdleScratch);
   if (cold_ != nullptr) thread_ = std::thread([this] { Run(); });
 }
 
-std::shared_ptr<TieredBlocks> TieredBlocks::Create(int64_t ram_capacity_bytes,
+std::shared_ptr<TieredBlocks> TieredBlocks::Create(const InProcessOptions& options,
                                                    std::unique_ptr<ColdStore> cold,
                                                    uint64_t first_entry) {
-  return std::shared_ptr<TieredBlocks>(
-      new TieredBlocks(ram_capacity_bytes, std::move(cold), first_entry));
+  return std::shared_ptr<TieredBlocks>(new TieredBlocks(options, std::move(cold), first_entry));
 }
 
 TieredBlocks::~TieredBlocks() { INFLLM_CHECK(!thread_.joinable()); }
@@ -105,7 +106,7 @@ absl::StatusOr<std::shared_ptr<StoredBlock>> TieredBlocks::Store(
   std::byte* slot;
   {
     Lock lock(mu_);
-    INFLLM_ASSIGN_OR_RETURN(slot, Reserve(lock, payload.size()));
+    INFLLM_ASSIGN_OR_RETURN(slot, Reserve(lock, payload.size(), kBlockBytes));
   }
   absl::Cleanup give_back = [&] {
     const std::lock_guard lock(mu_);
@@ -119,6 +120,7 @@ absl::StatusOr<std::shared_ptr<StoredBlock>> TieredBlocks::Store(
   const std::lock_guard lock(mu_);
   ++counts_.blocks;
   ++counts_.blocks_ram;
+  counts_.dirty_bytes += block->lru_bytes();
   block->slot_ = slot;
   LinkAsNewest(*block);
   return block;
@@ -180,17 +182,18 @@ void TieredBlocks::DropEntries(const EntryRun& run) {
   }
 }
 
-void TieredBlocks::AddTo(StoreStats& stats) const {
-  const std::lock_guard lock(mu_);
-  stats.blocks = counts_.blocks;
-  stats.blocks_ram = counts_.blocks_ram;
-  stats.blocks_cold = counts_.blocks_cold;
-  stats.ram_bytes = ram_.used_bytes();
-  stats.ram_capacity_bytes = ram_.capacity_bytes();
-  stats.cold_bytes = counts_.cold_bytes;
-  stats.ram_hits = counts_.ram_hits;
-  stats.cold_hits = counts_.cold_hits;
-  stats.corrupt_blocks = counts_.corrupt_blocks;
+StoreStats TieredBlocks::Stats() const {
+  StoreStats stats;
+  {
+    const std::lock_guard lock(mu_);
+    stats = counts_;
+    stats.ram_bytes = ram_.used_bytes();
+    stats.ram_capacity_bytes = ram_.capacity_bytes();
+    stats.representative_bytes = index_memory_.representatives;
+    stats.bookkeeping_bytes = IndexBytes() - stats.representative_bytes;
+  }
+  if (cold_ != nullptr) stats.disk_free_bytes = cold_->FreeBytes();
+  return stats;
 }
 
 // ---- One block, under the lock.
@@ -198,12 +201,13 @@ void TieredBlocks::AddTo(StoreStats& stats) const {
 BlockHandle TieredBlocks::PinBlock(StoredBlock& block) {
   auto pin = std::make_shared<Pin>(block.shared_from_this());  // first: it can throw
   if (block.list_ != nullptr) Unlink(block);
-  ++block.pins_;
+  if (block.pins_++ == 0) counts_.pinned_bytes += block.lru_bytes();
   return BlockHandle({block.slot_, block.payload_bytes()}, std::move(pin));
 }
 
 void TieredBlocks::Unpin(StoredBlock& block) {
   if (--block.pins_ > 0) return;
+  counts_.pinned_bytes -= block.lru_bytes();
   LinkAsNewest(block);
   WakeWaiters();
 }
@@ -234,12 +238,13 @@ void TieredBlocks::Forget(StoredBlock& block) {
   INFLLM_CHECK(block.pins_ == 0 && !block.reading_ && !block.writing_);
   if (block.list_ != nullptr) Unlink(block);
   if (block.slot_ != nullptr) {
+    if (!block.cold_) counts_.dirty_bytes -= block.lru_bytes();
     DropFromRam(block);
     WakeWaiters();
   }
   if (block.cold_) {
     --counts_.blocks_cold;
-    counts_.cold_bytes -= block.lru_bytes();
+    counts_.cold_bytes -= static_cast<int64_t>(block.payload_bytes());
     if (block.committed_ == nullptr) DropEntries({.first = block.cold_key_, .count = 1});
   }
   --counts_.blocks;
@@ -247,13 +252,42 @@ void TieredBlocks::Forget(StoredBlock& block) {
 
 // ---- Room in RAM, under the lock.
 
-absl::StatusOr<std::byte*> TieredBlocks::Reserve(Lock& lock, size_t payload_bytes) {
+absl::StatusOr<std::byte*> TieredBlocks::Reserve(Lock& lock, size_t payload_bytes,
+                                                 int64_t index_bytes) {
+  INFLLM_RETURN_IF_ERROR(AwaitRoom(lock, payload_bytes, index_bytes));
+  absl::StatusOr<std::byte*> slot = ram_.Allocate(payload_bytes);
+  WakeThread();
+  return slot;
+}
+
+absl::Status TieredBlocks::MakeRoom(int64_t bytes) {
+  Lock lock(mu_);
+  INFLLM_RETURN_IF_ERROR(AwaitRoom(lock, 0, bytes));
+  WakeThread();
+  return absl::OkStatus();
+}
+
+int64_t TieredBlocks::IndexBytes() const {
+  return index_memory_.representatives + index_memory_.contexts + counts_.blocks * kBlockBytes;
+}
+
+int64_t TieredBlocks::IndexLeaves(int64_t index_bytes) const {
+  return memory_bytes_ - IndexBytes() - index_bytes;
+}
+
+int64_t TieredBlocks::FreeBytes() const {
+  return std::min(ram_.capacity_bytes(), IndexLeaves(0)) - ram_.used_bytes();
+}
+
+absl::Status TieredBlocks::AwaitRoom(Lock& lock, size_t payload_bytes, int64_t index_bytes) {
   const int64_t batches_before = batches_started_;
+  const int64_t slot_bytes = RamTier::SlotBytes(payload_bytes);
   for (;;) {
-    if (ram_.HasRoom(payload_bytes)) {
-      absl::StatusOr<std::byte*> slot = ram_.Allocate(payload_bytes);
-      WakeThread();
-      return slot;
+    const int64_t left = IndexLeaves(index_bytes);
+    if (left < slot_bytes) return NoRoom(payload_bytes, index_bytes);  // no eviction would help
+    if (ram_.HasRoom(payload_bytes) && ram_.used_bytes() + slot_bytes <= left) {
+      ram_.Trim(left);
+      return absl::OkStatus();
     }
     if (EvictOne(Order::kStrictLru)) continue;
     const bool draining =
@@ -263,7 +297,7 @@ absl::StatusOr<std::byte*> TieredBlocks::Reserve(Lock& lock, size_t payload_byte
       work_.notify_one();
       WaitForProgress(lock);
     } else if (!EvictOne(Order::kAnyCold)) {
-      return NoRoom(payload_bytes);
+      return NoRoom(payload_bytes, index_bytes);
     }
   }
 }
@@ -281,29 +315,42 @@ bool TieredBlocks::EvictOne(Order order) {
   }
   Unlink(*oldest);
   DropFromRam(*oldest);
+  ++counts_.evictions;
   return true;
 }
 
-absl::Status TieredBlocks::NoRoom(size_t payload_bytes) const {
-  const std::string state = absl::StrCat("the RAM tier has no room for a block of ", payload_bytes,
-                                         " bytes: ", ram_.used_bytes(), " of ",
-                                         ram_.capacity_bytes(), " bytes are used, ");
-  if (static_cast<int64_t>(payload_bytes) > ram_.capacity_bytes()) {
+absl::Status TieredBlocks::NoRoom(size_t payload_bytes, int64_t index_bytes) const {
+  std::string state =
+      payload_bytes == 0
+          ? absl::StrCat("the store has no memory for ", index_bytes, " bytes more: ")
+          : absl::StrCat("the RAM tier has no room for a block of ", payload_bytes, " bytes: ");
+  absl::StrAppend(&state, ram_.used_bytes(), " of ", ram_.capacity_bytes(), " bytes are used, ",
+                  counts_.pinned_bytes, " of them by blocks being read, ", counts_.dirty_bytes,
+                  " by blocks not in the cold tier; ");
+  if (memory_bytes_ != INT64_MAX) {
+    absl::StrAppend(&state, "of ", memory_bytes_, " bytes of all memory representatives take ",
+                    index_memory_.representatives.load(), ", the bookkeeping of ", counts_.blocks,
+                    " blocks ", counts_.blocks * kBlockBytes, " and that of contexts ",
+                    index_memory_.contexts.load(), "; ");
+  }
+  if (IndexLeaves(index_bytes) < RamTier::SlotBytes(payload_bytes)) {
+    return absl::ResourceExhaustedError(absl::StrCat(state, "raise --ram-bytes or drop contexts"));
+  }
+  if (RamTier::SlotBytes(payload_bytes) > ram_.capacity_bytes()) {
     return absl::ResourceExhaustedError(absl::StrCat(state, "raise --ram-bytes"));
   }
   if (cold_ == nullptr && !dirty_.empty()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        state, "and there is no cold tier: give one (--data-dir) or raise --ram-bytes"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(state, "there is no cold tier: give one (--data-dir) or raise --ram-bytes"));
   }
   if (failed_batch_ != 0 && !dirty_.empty()) {
     return absl::Status(batch_error_.code(),
-                        absl::StrCat(state, dirty_.bytes(), " of them wait for the cold tier, ",
-                                     "which fails: ", batch_error_.message()));
+                        absl::StrCat(state, "the cold tier fails: ", batch_error_.message()));
   }
   return absl::ResourceExhaustedError(
       absl::StrCat(state,
-                   "all by blocks being read: raise --ram-bytes, or lower --top-k or "
-                   "--cache-blocks, so that fewer are held at once"));
+                   "raise --ram-bytes, or lower --top-k or --cache-blocks, so that fewer "
+                   "are held at once"));
 }
 
 void TieredBlocks::WaitForProgress(Lock& lock) {

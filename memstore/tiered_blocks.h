@@ -18,6 +18,8 @@
 #include "memstore/block_lru.h"
 #include "memstore/cold_store.h"
 #include "memstore/committed_part.h"
+#include "memstore/in_process_store.h"
+#include "memstore/index_memory.h"
 #include "memstore/memory_store.h"
 #include "memstore/ram_tier.h"
 
@@ -47,7 +49,8 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
   BlockIdentity identity() const;
   uint32_t payload_crc() const { return payload_crc_; }
   size_t payload_bytes() const { return owner_->options.geometry.payload_bytes(); }
-  int64_t lru_bytes() const { return static_cast<int64_t>(payload_bytes()); }
+  // In RAM.
+  int64_t lru_bytes() const { return RamTier::SlotBytes(payload_bytes()); }
   const std::shared_ptr<const BlockOwner>& owner() const { return owner_; }
 
  private:
@@ -82,9 +85,13 @@ class StoredBlock : public std::enable_shared_from_this<StoredBlock>, public Lru
 // claimed by a call that has ended.
 class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
  public:
+  // What is kept of a block in memory, wherever its payload is: itself, and its places in tables
+  // and in those of the allocator.
+  static constexpr int64_t kBlockBytes = static_cast<int64_t>(sizeof(StoredBlock)) + 96;
+
   // `cold` may be null: then a full RAM tier stays full.
   // `first_entry`: the least number that no entry of `cold` has.
-  static std::shared_ptr<TieredBlocks> Create(int64_t ram_capacity_bytes,
+  static std::shared_ptr<TieredBlocks> Create(const InProcessOptions& options,
                                               std::unique_ptr<ColdStore> cold,
                                               uint64_t first_entry = 1);
   ~TieredBlocks();
@@ -105,6 +112,13 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   //   RESOURCE_EXHAUSTED  as for Store: all these payloads are in RAM at once
   absl::StatusOr<std::vector<BlockHandle>> Acquire(
       std::span<const std::shared_ptr<StoredBlock>> blocks, Use use = Use::kServe);
+
+  // Those who add to it ask MakeRoom first.
+  IndexMemory& index_memory() { return index_memory_; }
+  // Waits until `bytes` more beside the RAM tier fit in memory. A bound for what comes one by one:
+  // they are not set aside.
+  //   RESOURCE_EXHAUSTED  names the limit and what holds it; UNAVAILABLE: as for Store
+  absl::Status MakeRoom(int64_t bytes);
 
   // Deletes the cold entries of blocks that are gone by now.
   void DeleteDropped();
@@ -130,8 +144,8 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   // The entries are deleted by the next DeleteDropped().
   void ForgetEntries(std::span<const EntryRun> runs);
 
-  // Fills in the fields about payloads.
-  void AddTo(StoreStats& stats) const;
+  // The fields about payloads.
+  StoreStats Stats() const;
 
  private:
   friend class StoredBlock;
@@ -142,7 +156,8 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
     size_t bytes = 0;
   };
 
-  TieredBlocks(int64_t ram_capacity_bytes, std::unique_ptr<ColdStore> cold, uint64_t first_entry);
+  TieredBlocks(const InProcessOptions& options, std::unique_ptr<ColdStore> cold,
+               uint64_t first_entry);
 
   // A cold payload on its way back to RAM.
   struct Claim {
@@ -170,11 +185,18 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   void Forget(StoredBlock& block);
   void DropEntries(const EntryRun& run);
 
-  // Room in RAM, under the lock; Reserve may release it while it waits.
-  absl::StatusOr<std::byte*> Reserve(Lock& lock, size_t payload_bytes);
+  // Room in RAM, under the lock; Reserve and AwaitRoom may release it while they wait.
+  // `index_bytes`: beside the payload.
+  absl::StatusOr<std::byte*> Reserve(Lock& lock, size_t payload_bytes, int64_t index_bytes = 0);
+  absl::Status AwaitRoom(Lock& lock, size_t payload_bytes, int64_t index_bytes);
+  // What is free of the RAM tier, or of all memory.
+  int64_t FreeBytes() const;
+  // Beside the RAM tier; and what remains of all memory if that were so much more.
+  int64_t IndexBytes() const;
+  int64_t IndexLeaves(int64_t index_bytes) const;
   enum class Order : uint8_t { kStrictLru, kAnyCold };
   bool EvictOne(Order order);
-  absl::Status NoRoom(size_t payload_bytes) const;
+  absl::Status NoRoom(size_t payload_bytes, int64_t index_bytes) const;
   void WaitForProgress(Lock& lock);
   void WakeWaiters();
   void WakeThread();
@@ -200,6 +222,7 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   void EndWriting(std::span<StoredBlock* const> batch, uint64_t started_at,
                   const absl::Status& status);
 
+  const int64_t memory_bytes_;
   const int64_t reclaimable_target_bytes_;
   const absl::Status out_of_memory_;  // made while there is some
   mutable std::mutex mu_;
@@ -226,6 +249,7 @@ class TieredBlocks : public std::enable_shared_from_this<TieredBlocks> {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<Scratch> idle_scratch_ ABSL_GUARDED_BY(mu_);
   StoreStats counts_ ABSL_GUARDED_BY(mu_);
+  IndexMemory index_memory_;
 
   std::thread thread_;
 };

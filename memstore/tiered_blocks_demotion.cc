@@ -21,9 +21,7 @@ constexpr int64_t kMaxBatchBytes = int64_t{8} << 20;
 }  // namespace
 
 int64_t TieredBlocks::Deficit() const {
-  const int64_t reclaimable =
-      ram_.capacity_bytes() - ram_.used_bytes() + demoted_.bytes() + clean_.bytes();
-  return reclaimable_target_bytes_ - reclaimable;
+  return reclaimable_target_bytes_ - (FreeBytes() + demoted_.bytes() + clean_.bytes());
 }
 
 void TieredBlocks::Run() {
@@ -102,7 +100,9 @@ void TieredBlocks::EndWriting(std::span<StoredBlock* const> batch, uint64_t star
     if (status.ok()) {
       block->cold_ = true;
       ++counts_.blocks_cold;
-      counts_.cold_bytes += block->lru_bytes();
+      ++counts_.demotions;
+      counts_.cold_bytes += static_cast<int64_t>(block->payload_bytes());
+      counts_.dirty_bytes -= block->lru_bytes();
     }
     if (block->pins_ > 0) continue;
     if (block->last_use_ > started_at) {
@@ -174,7 +174,7 @@ std::shared_ptr<StoredBlock> TieredBlocks::Restore(std::shared_ptr<const BlockOw
   block->committed_ = std::move(committed);
   ++counts_.blocks;
   ++counts_.blocks_cold;
-  counts_.cold_bytes += block->lru_bytes();
+  counts_.cold_bytes += static_cast<int64_t>(block->payload_bytes());
   return block;
 }
 

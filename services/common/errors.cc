@@ -139,5 +139,11 @@ absl::Status NotAMemoryStore(std::string_view store) {
                    " speaks gRPC but is not an infllm-memstore of this version"));
 }
 
+absl::Status OfRequest(std::string_view request_id, const absl::Status& status) {
+  if (status.ok() || absl::IsCancelled(status)) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat(status.message(), " (request ", ToAbsl(request_id), ")"));
+}
+
 }  // namespace error
 }  // namespace infllm::services

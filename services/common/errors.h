@@ -66,6 +66,8 @@ absl::Status Cancelled(std::string_view store, std::string_view call);
 absl::Status StoreUnavailable(std::string_view store, std::string_view reason);
 absl::Status StoreTimedOut(std::string_view store, std::string_view call, double seconds);
 absl::Status NotAMemoryStore(std::string_view store);
+// An error of a call, with the id by which the log of the store has it. OK and CANCELLED stay.
+absl::Status OfRequest(std::string_view request_id, const absl::Status& status);
 
 }  // namespace error
 }  // namespace infllm::services

@@ -94,6 +94,7 @@ class OwnedColdStore final : public memstore::ColdStore {
     return db_->Get(keys, outs);
   }
   absl::Status Delete(std::span<const std::string_view> keys) override { return db_->Delete(keys); }
+  int64_t FreeBytes() override { return db_->FreeBytes(); }
 
  private:
   OwnedColdStore(std::string path, FileLock lock, std::unique_ptr<memstore::ColdStore> db)
@@ -155,6 +156,10 @@ class ScratchColdStore final : public memstore::ColdStore {
   absl::Status Delete(std::span<const std::string_view> keys) override {
     INFLLM_ASSIGN_OR_RETURN(memstore::ColdStore * store, Opened());
     return store->Delete(keys);
+  }
+  int64_t FreeBytes() override {
+    const std::lock_guard lock(mutex_);
+    return store_ == nullptr ? -1 : store_->FreeBytes();
   }
 
  private:

@@ -31,8 +31,9 @@ absl::StatusOr<std::unique_ptr<memstore::MemoryStore>> OpenStore(const StoreOpti
   } else {
     INFLLM_ASSIGN_OR_RETURN(cold, memstore::OpenRocksDb({.directory = options.data_dir}));
   }
-  return memstore::NewInProcessStore({.ram_capacity_bytes = options.ram_bytes}, backend,
-                                     std::move(cold));
+  return memstore::NewInProcessStore(
+      {.ram_capacity_bytes = options.ram_bytes, .memory_bytes = options.memory_bytes}, backend,
+      std::move(cold));
 }
 
 }  // namespace infllm::services

@@ -20,6 +20,8 @@ struct StoreOptions {
   const std::atomic<bool>* cancel = nullptr;
   // Of a store in this process:
   int64_t ram_bytes = int64_t{4} << 30;  // of the RAM tier
+  // Of that, representatives and all bookkeeping (InProcessOptions::memory_bytes).
+  int64_t memory_bytes = INT64_MAX;
   // Where committed contexts are, and blocks that RAM has no room for; empty: nothing can be
   // committed, and blocks go to a scratch directory (NewScratchColdStore).
   std::string data_dir;

@@ -26,20 +26,20 @@ class LeaseCalls::Call final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
     response.set_grace_ms(absl::ToInt64Milliseconds(calls_.table_.grace()));
     response_ = ToBytes(response);
     StartWrite(&response_);
-    if (calls_.ended_) End();
+    if (calls_.ended_) End(error::Stopping());
   }
   void Refuse(const absl::Status& status) {
     const std::lock_guard lock(calls_.mutex_);
     End(status);
   }
   // Under the lock of `calls_`; the first one counts.
-  void End(const absl::Status& status = error::Stopping()) {
+  void End(const absl::Status& status) {
     if (!std::exchange(finished_, true)) Finish(ToGrpcStatus(status));
   }
 
   void OnCancel() override {
     const std::lock_guard lock(calls_.mutex_);
-    End();
+    End(error::CallerGone());
   }
   void OnDone() override {
     if (lease_.has_value()) {
@@ -57,10 +57,11 @@ class LeaseCalls::Call final : public grpc::ServerWriteReactor<grpc::ByteBuffer>
   bool finished_ = false;  // guarded by the lock of calls_
 };
 
-LeaseCalls::LeaseCalls(absl::Duration grace, memstore::MemoryStore& store)
-    : table_(grace, [&store](const ContextId& context) {
+LeaseCalls::LeaseCalls(absl::Duration grace, memstore::MemoryStore& store, ServerEvents* events)
+    : table_(grace, [&store, events](const ContextId& context) {
         try {
-          store.Drop(context).IgnoreError();
+          const absl::Status dropped = store.Drop(context);
+          if (events != nullptr) events->LeaseEnded(context, dropped);
         } catch (const std::bad_alloc&) {  // it has gone; its entries go with the next one's
         }
       }) {}
@@ -82,7 +83,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* LeaseCalls::Begin(const absl::Status
 void LeaseCalls::EndAll() {
   const std::lock_guard lock(mutex_);
   ended_ = true;
-  for (Call* const call : calls_) call->End();
+  for (Call* const call : calls_) call->End(error::Stopping());
 }
 
 }  // namespace infllm::services

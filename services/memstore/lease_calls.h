@@ -12,6 +12,7 @@
 #include "infllm/v1/memory_store.pb.h"
 #include "memstore/memory_store.h"
 #include "services/memstore/lease_table.h"
+#include "services/memstore/server_events.h"
 
 namespace infllm::services {
 
@@ -19,10 +20,11 @@ namespace infllm::services {
 // calls them back. All of them must be ended before the object goes. Thread-safe.
 class LeaseCalls {
  public:
-  // `store`, whose contexts are dropped, must outlive the object.
-  LeaseCalls(absl::Duration grace, memstore::MemoryStore& store);
+  // `store`, whose contexts are dropped, must outlive the object; so must `events`, if not null.
+  LeaseCalls(absl::Duration grace, memstore::MemoryStore& store, ServerEvents* events);
 
   LeaseTable& table() { return table_; }
+  const LeaseTable& table() const { return table_; }
 
   // Answers a call of the tenant, which then owns itself; with `refusal` unless that is OK.
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Begin(const absl::Status& refusal,

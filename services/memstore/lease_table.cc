@@ -34,6 +34,11 @@ void LeaseTable::LetGo(const LeaseId& lease) {
   changed_.notify_all();
 }
 
+int64_t LeaseTable::size() const {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int64_t>(leases_.size());
+}
+
 void LeaseTable::Add(const LeaseId& lease, const memstore::ContextId& context) {
   const std::lock_guard lock(mutex_);
   if (!lease_of_.emplace(context, lease).second) return;  // a repeated call

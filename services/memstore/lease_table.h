@@ -1,6 +1,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <string>
@@ -39,6 +40,8 @@ class LeaseTable {
   LeaseTable& operator=(const LeaseTable&) = delete;
 
   absl::Duration grace() const { return grace_; }
+  // Leases that are held, or were until less than the grace ago.
+  int64_t size() const;
 
   // A call that holds the lease begins, and ends.
   void Hold(const LeaseId& lease);
@@ -62,7 +65,7 @@ class LeaseTable {
 
   const absl::Duration grace_;
   const std::function<void(const memstore::ContextId&)> drop_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   absl::flat_hash_map<LeaseId, Lease> leases_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<memstore::ContextId, LeaseId> lease_of_ ABSL_GUARDED_BY(mutex_);

@@ -1,12 +1,18 @@
 // infllm-memstore: keeps the blocks of contexts for workers in other processes.
 #include <pthread.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <iostream>
+#include <map>
+#include <memory>
+#include <optional>
 #include <string>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/backend.h"
 #include "kernels/core/status_macros.h"
@@ -15,6 +21,10 @@
 #include "services/common/endpoint.h"
 #include "services/common/malloc_tuning.h"
 #include "services/common/store_factory.h"
+#include "services/memstore/check.h"
+#include "services/memstore/daemon_events.h"
+#include "services/memstore/log.h"
+#include "services/memstore/metrics.h"
 #include "services/memstore/server.h"
 
 namespace infllm::services {
@@ -31,6 +41,10 @@ struct Options {
   StoreOptions store;
   int lease_seconds = 10;
   int threads = 0;
+  std::optional<Endpoint> metrics_listen;  // none: no metrics
+  LogFormat log_format = LogFormat::kText;
+  LogLevel log_level = LogLevel::kInfo;
+  bool check = false;
 };
 
 // A CLI11 check that parses, too, so that a bad value is refused by the flag's name.
@@ -70,7 +84,7 @@ void AddSecurityFlags(CLI::App& app, ServerSecurity& security) {
 
 void AddFlags(CLI::App& app, Options& options) {
   // The texts live as long as the flags only show them; the values are in `options`.
-  static std::string listen, ram_bytes;
+  static std::string listen, ram_bytes, metrics_listen;
   listen = options.listen.ToString();
   ram_bytes = FormatByteSize(options.store.ram_bytes);
   app.add_option("--listen", listen,
@@ -80,8 +94,11 @@ void AddFlags(CLI::App& app, Options& options) {
       ->check(Into(options.listen, ParseEndpoint))
       ->capture_default_str();
   AddSecurityFlags(app, options.security);
-  app.add_option("--ram-bytes", ram_bytes,
-                 "Capacity of the RAM tier: bytes, or with a unit as in 512MiB or 4GiB")
+  app.add_option(
+         "--ram-bytes", ram_bytes,
+         "Memory for blocks, for the representatives of all, and for what is kept of each; "
+         "bytes, or with a unit as in 512MiB or 4GiB. Calls in flight and the disk's buffers "
+         "come on top")
       ->type_name("SIZE")
       ->check(Into(options.store.ram_bytes, ParseByteSize))
       ->capture_default_str();
@@ -90,12 +107,36 @@ void AddFlags(CLI::App& app, Options& options) {
                  "the blocks that RAM has no room for. Default: nothing can be committed, and "
                  "blocks go to a fresh directory below $TMPDIR or /var/tmp, removed at exit")
       ->type_name("DIR");
+  app.add_flag(
+      "--check", options.check,
+      "Serve nothing, but read all that is committed in --data-dir, check it, and say what "
+      "is damaged; changes nothing. Exit status: 0 all is whole, 1 there is damage, 2 it "
+      "cannot be checked");
   app.add_option("--lease-seconds", options.lease_seconds,
                  "How long contexts that are not committed outlive the client that made them, in "
                  "seconds")
       ->type_name("N")
       ->check(CLI::Range(2, 86400))
       ->capture_default_str();
+  app.add_option("--metrics-listen", metrics_listen,
+                 "Where to serve metrics for Prometheus, without credentials, at "
+                 "http://ADDRESS/metrics: host:port or [ipv6]:port. Default: nowhere")
+      ->type_name("ADDRESS")
+      ->check(Into(options.metrics_listen, ParseEndpoint));
+  app.add_option("--log-format", options.log_format,
+                 "Form of the log's lines, which go to stderr: text or json")
+      ->type_name("FORMAT")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, LogFormat>{{"text", LogFormat::kText}, {"json", LogFormat::kJson}}))
+      ->default_str("text");
+  app.add_option("--log-level", options.log_level,
+                 "What is logged: info: start, stop, commits, dropped contexts and every failed "
+                 "call, as often as the rate limit allows; warning: calls that failed for want of "
+                 "room or of the disk; error: damage and defects")
+      ->type_name("LEVEL")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, LogLevel>{
+          {"info", LogLevel::kInfo}, {"warning", LogLevel::kWarning}, {"error", LogLevel::kError}}))
+      ->default_str("info");
   app.add_option("--threads", options.threads,
                  "Threads that score blocks; 0: all vCPUs up to two, else one less")
       ->type_name("N")
@@ -121,6 +162,10 @@ absl::Status Serve(const Options& options) {
   // Nobody need read what we print, nor stay connected.
   std::signal(SIGPIPE, SIG_IGN);
 
+  Log log(options.log_format, options.log_level, stderr);
+  std::optional<Metrics> metrics;
+  if (options.metrics_listen.has_value()) metrics.emplace(INFLLM_VERSION);
+  DaemonEvents events(log, metrics.has_value() ? &*metrics : nullptr);
   kernels::ThreadPool pool(options.threads);
   const std::unique_ptr<kernels::Backend> backend = kernels::NewCpuBackend(pool);
   INFLLM_ASSIGN_OR_RETURN(const std::unique_ptr<memstore::MemoryStore> store,
@@ -128,11 +173,27 @@ absl::Status Serve(const Options& options) {
   INFLLM_ASSIGN_OR_RETURN(
       const std::unique_ptr<MemstoreServer> server,
       MemstoreServer::Start(options.listen, *store, absl::Seconds(options.lease_seconds),
-                            options.security));
+                            options.security, &events));
   if (options.security.insecure && !options.listen.is_unix()) {
     std::cerr << "infllm-memstore: warning: --insecure: whoever reaches "
               << server->endpoint().ToString() << " may read and delete what is here\n";
   }
+  std::unique_ptr<MetricsServer> metrics_server;
+  if (metrics.has_value()) {
+    INFLLM_ASSIGN_OR_RETURN(metrics_server,
+                            MetricsServer::Start(*options.metrics_listen, *metrics, *store,
+                                                 [&] { return server->leases(); }));
+  }
+  log.Write(
+      LogLevel::kInfo, "start",
+      {{"version", INFLLM_VERSION},
+       {"pid", int64_t{::getpid()}},
+       {"listen", server->endpoint().ToString()},
+       {"metrics_listen", metrics_server == nullptr ? "" : metrics_server->endpoint().ToString()},
+       {"ram_bytes", options.store.ram_bytes},
+       {"data_dir", options.store.data_dir},
+       {"lease_seconds", int64_t{options.lease_seconds}},
+       {"threads", int64_t{options.threads}}});
   std::cout << "infllm-memstore: listening on " << server->endpoint().ToString() << " (RAM tier "
             << FormatByteSize(options.store.ram_bytes) << ")" << std::endl;
 
@@ -140,9 +201,13 @@ absl::Status Serve(const Options& options) {
   sigwait(&signals, &signal);
   std::cout << "infllm-memstore: stopping, waiting up to " << absl::ToInt64Seconds(kDrain)
             << " s for running calls" << std::endl;
+  log.Write(LogLevel::kInfo, "drain",
+            {{"signal", ::strsignal(signal)}, {"patience_seconds", absl::ToInt64Seconds(kDrain)}});
   // From here on a second signal ends the process at once.
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  const absl::Time began = absl::Now();
   server->Shutdown(kDrain);
+  log.Write(LogLevel::kInfo, "stop", {{"seconds", absl::ToDoubleSeconds(absl::Now() - began)}});
   return absl::OkStatus();
 }
 
@@ -164,6 +229,8 @@ int Main(int argc, char** argv) {
     std::cerr << "infllm-memstore: the help cannot be written to stdout\n";
     return kExitError;
   }
+  options.store.memory_bytes = options.store.ram_bytes;
+  if (options.check) return CheckDataDir(options.store.data_dir);
   const absl::Status status = Serve(options);
   if (!status.ok()) {
     std::cerr << "infllm-memstore: " << status.message() << "\n";

@@ -15,6 +15,7 @@
 #include "services/common/errors.h"
 #include "services/memstore/block_stream.h"
 #include "services/memstore/byte_buffer.h"
+#include "services/memstore/call_interceptor.h"
 #include "services/memstore/lease_calls.h"
 #include "services/memstore/raw_call.h"
 #include "services/memstore/request.h"
@@ -69,16 +70,19 @@ using Messages = std::deque<grpc::ByteBuffer>;
 struct Call {
   TenantStore& store;  // all that the caller may see
   const Caller& caller;
+  const std::string& request_id;
   const Cancelled& cancelled;
 };
 
 // What the calls do.
 class Handlers {
  public:
-  Handlers(memstore::MemoryStore& store, absl::Duration lease_grace)
-      : leases_(lease_grace, store) {}
+  // `events` may be null.
+  Handlers(memstore::MemoryStore& store, absl::Duration lease_grace, ServerEvents* events)
+      : events_(events), leases_(lease_grace, store, events) {}
 
   LeaseCalls& leases() { return leases_; }
+  const LeaseCalls& leases() const { return leases_; }
   const WriteHealth& writes() const { return writes_; }
 
   absl::Status Create(const Call& call, const pb::CreateRequest& request, pb::CreateResponse&) {
@@ -159,15 +163,18 @@ class Handlers {
     INFLLM_ASSIGN_OR_RETURN(const ContextId id, wire::ContextFromProto("id", request.id()));
     INFLLM_ASSIGN_OR_RETURN(const ContextId replaces,
                             wire::ContextFromProto("replaces", request.replaces()));
-    return writes_.Note(call.store.Commit(
-        {.context = live,
-         .id = id,
-         .name = request.name(),
-         .replaces = replaces,
-         .blocks = request.blocks(),
-         .reusable = {.exec_block = request.exec_block(), .tokens = request.reusable_tokens()},
-         .tokens = wire::AsSpan(request.tokens()),
-         .state = std::as_bytes(wire::AsSpan(request.state()))}));
+    const memstore::CommitRequest commit = {
+        .context = live,
+        .id = id,
+        .name = request.name(),
+        .replaces = replaces,
+        .blocks = request.blocks(),
+        .reusable = {.exec_block = request.exec_block(), .tokens = request.reusable_tokens()},
+        .tokens = wire::AsSpan(request.tokens()),
+        .state = std::as_bytes(wire::AsSpan(request.state()))};
+    INFLLM_RETURN_IF_ERROR(writes_.Note(call.store.Commit(commit)));
+    if (events_ != nullptr) events_->Committed(call.request_id, commit);
+    return absl::OkStatus();
   }
 
   absl::Status FindCommitted(const Call& call, const pb::FindCommittedRequest& request,
@@ -258,6 +265,11 @@ class Handlers {
               {.layer = request.layer(), .scoring = scoring, .queries = queries});
         }));
     INFLLM_CHECK(selections.size() == contexts.size());
+    for (const memstore::Selection& one : selections) {
+      if (!one.status.ok() && events_ != nullptr) {
+        events_->QueryFailed(call.request_id, one.status);
+      }
+    }
     Messages messages;
     INFLLM_RETURN_IF_ERROR(SendSelections(contexts, request.layer(), std::move(selections), pins_,
                                           [&](const grpc::ByteBuffer& message, bool) {
@@ -336,6 +348,7 @@ class Handlers {
     return error::ArrivedDamaged(what);
   }
 
+  ServerEvents* const events_;  // may be null
   LeaseCalls leases_;
   WriteHealth writes_;
   const std::shared_ptr<PinsInFlight> pins_ = std::make_shared<PinsInFlight>();
@@ -368,15 +381,16 @@ class MemoryStoreService final : public LeasingService, public RawService {
 
  public:
   MemoryStoreService(memstore::MemoryStore& store, CallGate& gate, absl::Duration lease_grace,
-                     std::unique_ptr<Authenticator> authenticator)
+                     std::unique_ptr<Authenticator> authenticator, ServerEvents* events)
       : store_(store),
         authenticator_(std::move(authenticator)),
-        handlers_(store, lease_grace),
+        handlers_(store, lease_grace, events),
         threads_(kMaxThreads, kMaxWaiting),
         host_{.gate = gate, .threads = threads_} {}
 
   grpc::Service& service() override { return *this; }
   void EndLeases() override { handlers_.leases().EndAll(); }
+  int64_t leases() const override { return handlers_.leases().table().size(); }
   bool CanServe() const override {
     return handlers_.writes().CanWrite() && threads_.LongestWait() < kLongWait;
   }
@@ -458,15 +472,15 @@ class MemoryStoreService final : public LeasingService, public RawService {
     if (!caller.ok()) return AnswerUnary(host_, caller.status(), nullptr, response);
     return AnswerUnary(
         host_, absl::OkStatus(),
-        [this, caller = *caller, bytes = Take(bytes), handler](const Cancelled& cancelled,
-                                                               Bytes* answer) mutable {
+        [this, caller = *caller, request_id = RequestIdOf(*context), bytes = Take(bytes), handler](
+            const Cancelled& cancelled, Bytes* answer) mutable {
           Request request;
           INFLLM_RETURN_IF_ERROR(ParseRequest(bytes, request));
           bytes.Clear();
           TenantStore store(store_, caller);
           Response message;
           INFLLM_RETURN_IF_ERROR(
-              (handlers_.*handler)({store, caller, cancelled}, request, message));
+              (handlers_.*handler)({store, caller, request_id, cancelled}, request, message));
           *answer = ToBytes(message);
           return absl::OkStatus();
         },
@@ -477,18 +491,18 @@ class MemoryStoreService final : public LeasingService, public RawService {
   StreamReactor* Stream(Context* context, const Bytes* bytes, Next next) {
     const absl::StatusOr<Caller> caller = authenticator_->CallerOf(*context);
     if (!caller.ok()) return AnswerStream(host_, caller.status(), nullptr);
-    return AnswerStream(
-        host_, absl::OkStatus(),
-        [this, caller = *caller, bytes = Take(bytes), request = std::shared_ptr<Request>(),
-         next](const Cancelled& cancelled) mutable -> absl::StatusOr<StreamPart> {
-          if (request == nullptr) {
-            request = std::make_shared<Request>();
-            INFLLM_RETURN_IF_ERROR(ParseRequest(bytes, *request));
-            bytes.Clear();
-          }
-          TenantStore store(store_, caller);
-          return next(Call{store, caller, cancelled}, *request);
-        });
+    return AnswerStream(host_, absl::OkStatus(),
+                        [this, caller = *caller, request_id = RequestIdOf(*context),
+                         bytes = Take(bytes), request = std::shared_ptr<Request>(),
+                         next](const Cancelled& cancelled) mutable -> absl::StatusOr<StreamPart> {
+                          if (request == nullptr) {
+                            request = std::make_shared<Request>();
+                            INFLLM_RETURN_IF_ERROR(ParseRequest(bytes, *request));
+                            bytes.Clear();
+                          }
+                          TenantStore store(store_, caller);
+                          return next(Call{store, caller, request_id, cancelled}, *request);
+                        });
   }
   // `handler` makes all parts at once.
   template <typename Request>
@@ -521,10 +535,12 @@ class MemoryStoreService final : public LeasingService, public RawService {
 
 }  // namespace
 
-std::unique_ptr<LeasingService> NewMemoryStoreService(
-    memstore::MemoryStore& store, CallGate& gate, absl::Duration lease_grace,
-    std::unique_ptr<Authenticator> authenticator) {
-  return std::make_unique<MemoryStoreService>(store, gate, lease_grace, std::move(authenticator));
+std::unique_ptr<LeasingService> NewMemoryStoreService(memstore::MemoryStore& store, CallGate& gate,
+                                                      absl::Duration lease_grace,
+                                                      std::unique_ptr<Authenticator> authenticator,
+                                                      ServerEvents* events) {
+  return std::make_unique<MemoryStoreService>(store, gate, lease_grace, std::move(authenticator),
+                                              events);
 }
 
 }  // namespace infllm::services

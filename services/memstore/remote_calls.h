@@ -20,6 +20,7 @@
 #include "services/memstore/byte_buffer.h"
 #include "services/memstore/cancellation.h"
 #include "services/memstore/remote_store.h"
+#include "services/memstore/request_id.h"
 #include "services/memstore/retry.h"
 #include "services/memstore/stream_call.h"
 #include "services/memstore/unary_call.h"
@@ -43,23 +44,28 @@ class RemoteCalls {
     return Settle(name, retrier_.Run([&] { return CallOnce(name, method, request, response); }));
   }
 
-  // One attempt.
+  // One attempt, under a request id of its own, which an error names.
   template <typename Request, typename Response>
   absl::Status CallOnce(std::string_view name, Method<Request, Response> method,
                         const Request& request, Response* response) {
+    const std::string request_id = NewRequestId();
     const auto start = [&](grpc::ClientContext* context, grpc::CompletionQueue* queue) {
+      context->AddMetadata(kRequestIdKey, request_id);
       return ((*stub_).*method)(context, request, queue);
     };
-    return ToStatus(name,
-                    CallUnary(&cancellation_, absl::Now() + TimeoutOf(name), start, response));
+    return error::OfRequest(
+        request_id,
+        ToStatus(name, CallUnary(&cancellation_, absl::Now() + TimeoutOf(name), start, response)));
   }
 
   // A call that answers with a stream, of which every message is handed to `accept`; its error ends
   // the call. One attempt.
   template <typename Response, typename Request>
   absl::Status Stream(std::string_view name, const Request& request,
-                      absl::FunctionRef<absl::Status(Response&)> accept) {
+                      absl::FunctionRef<absl::Status(Response&)> accept,
+                      const std::string& request_id = NewRequestId()) {
     grpc::ClientContext context;
+    context.AddMetadata(kRequestIdKey, request_id);
     const Cancellation::Call in_flight(cancellation_, context);
     context.set_deadline(absl::ToChronoTime(absl::Now() + call_timeout_));
     Response response;
@@ -70,7 +76,7 @@ class RemoteCalls {
                                                         : error::DamagedMessage(target_, name));
           return accepted.ok();
         });
-    return accepted.ok() ? ToStatus(name, status) : accepted;
+    return error::OfRequest(request_id, accepted.ok() ? ToStatus(name, status) : accepted);
   }
 
   absl::Status ToStatus(std::string_view call, const grpc::Status& status) const;

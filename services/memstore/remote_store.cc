@@ -441,10 +441,15 @@ class RemoteStoreClient final : public RemoteStore {
     }
     message.set_crc32c(wire::Checksum(message));
     SelectAnswer answer(calls_.target(), request.layer, asked_now);
+    const std::string request_id = NewRequestId();
     INFLLM_RETURN_IF_ERROR(calls_.Stream<pb::SelectResponse>(
-        "Select", message, [&](pb::SelectResponse& more) { return answer.Take(more); }));
+        "Select", message, [&](pb::SelectResponse& more) { return answer.Take(more); },
+        request_id));
     INFLLM_ASSIGN_OR_RETURN(std::vector<Selection> answers, calls_.Counted(answer.Finish()));
-    for (size_t i = 0; i < part.size(); ++i) selections[part[i]] = std::move(answers[i]);
+    for (size_t i = 0; i < part.size(); ++i) {
+      answers[i].status = error::OfRequest(request_id, answers[i].status);
+      selections[part[i]] = std::move(answers[i]);
+    }
     return absl::OkStatus();
   }
 

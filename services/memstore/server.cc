@@ -15,11 +15,13 @@
 #include <optional>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "infllm/v1/memory_store.grpc.pb.h"
 #include "kernels/core/status_macros.h"
 #include "services/common/grpc_runtime.h"
+#include "services/memstore/call_interceptor.h"
 #include "services/memstore/memory_store_service.h"
 #include "services/memstore/wire.h"
 
@@ -127,7 +129,7 @@ struct MemstoreServer::Impl {
 
 absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
     const Endpoint& listen, memstore::MemoryStore& store, absl::Duration lease_grace,
-    const ServerSecurity& security) {
+    const ServerSecurity& security, ServerEvents* events) {
   KeepGrpcInitialized();
   INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
                           NewServerCredentials(security, listen));
@@ -138,7 +140,8 @@ absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
 
   auto impl = std::make_unique<Impl>();
   impl->endpoint = listen;
-  impl->service = NewMemoryStoreService(store, impl->gate, lease_grace, std::move(authenticator));
+  impl->service =
+      NewMemoryStoreService(store, impl->gate, lease_grace, std::move(authenticator), events);
   grpc::ServerBuilder builder;
   int port = 0;
   builder.AddListeningPort(listen.ToString(), credentials, &port);
@@ -146,6 +149,12 @@ absl::StatusOr<std::unique_ptr<MemstoreServer>> MemstoreServer::Start(
   SetLimits(builder);
   // With it, a second daemon would share the port and half of the calls would go to each.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  if (events != nullptr) {
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>>
+        interceptors;
+    interceptors.push_back(NewCallInterceptors(*events));
+    builder.experimental().SetInterceptorCreators(std::move(interceptors));
+  }
   {
     const PrivateFiles only_ours;
     impl->server = builder.BuildAndStart();
@@ -164,6 +173,8 @@ MemstoreServer::MemstoreServer(std::unique_ptr<Impl> impl) : impl_(std::move(imp
 MemstoreServer::~MemstoreServer() { Shutdown(absl::ZeroDuration()); }
 
 const Endpoint& MemstoreServer::endpoint() const { return impl_->endpoint; }
+
+int64_t MemstoreServer::leases() const { return impl_->service->leases(); }
 
 void MemstoreServer::Shutdown(absl::Duration grace) {
   if (impl_->server == nullptr) return;

@@ -287,12 +287,18 @@ memstore::StoreStats FromProto(const pb::StatsResponse& proto) {
           .blocks_cold = proto.blocks_cold(),
           .ram_bytes = proto.ram_bytes(),
           .ram_capacity_bytes = proto.ram_capacity_bytes(),
+          .pinned_bytes = proto.pinned_bytes(),
+          .dirty_bytes = proto.dirty_bytes(),
           .cold_bytes = proto.cold_bytes(),
           .representative_bytes = proto.representative_bytes(),
+          .bookkeeping_bytes = proto.bookkeeping_bytes(),
           .selects = proto.selects(),
           .ram_hits = proto.ram_hits(),
           .cold_hits = proto.cold_hits(),
-          .corrupt_blocks = proto.corrupt_blocks()};
+          .demotions = proto.demotions(),
+          .evictions = proto.evictions(),
+          .corrupt_blocks = proto.corrupt_blocks(),
+          .disk_free_bytes = proto.disk_free_bytes()};
 }
 
 pb::StatsResponse ToProto(const memstore::StoreStats& stats) {
@@ -304,12 +310,18 @@ pb::StatsResponse ToProto(const memstore::StoreStats& stats) {
   proto.set_blocks_cold(stats.blocks_cold);
   proto.set_ram_bytes(stats.ram_bytes);
   proto.set_ram_capacity_bytes(stats.ram_capacity_bytes);
+  proto.set_pinned_bytes(stats.pinned_bytes);
+  proto.set_dirty_bytes(stats.dirty_bytes);
   proto.set_cold_bytes(stats.cold_bytes);
   proto.set_representative_bytes(stats.representative_bytes);
+  proto.set_bookkeeping_bytes(stats.bookkeeping_bytes);
   proto.set_selects(stats.selects);
   proto.set_ram_hits(stats.ram_hits);
   proto.set_cold_hits(stats.cold_hits);
+  proto.set_demotions(stats.demotions);
+  proto.set_evictions(stats.evictions);
   proto.set_corrupt_blocks(stats.corrupt_blocks);
+  proto.set_disk_free_bytes(stats.disk_free_bytes);
   return proto;
 }
 

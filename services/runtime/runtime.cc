@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/core/status_macros.h"
+#include "memstore/ram_tier.h"
 #include "services/common/byte_size.h"
 #include "services/common/progress.h"
 #include "services/common/store_factory.h"
@@ -30,8 +31,10 @@ constexpr int64_t kMostSequences = 32;
 int64_t PinnedBytes(const worker::ModelConfig& model, const worker::AttentionOptions& attention,
                     kernels::DType dtype) {
   if (attention.top_k == 0) return 0;
-  return attention.cache_blocks * model.layers * 2 * model.kv_heads * attention.block_tokens *
-         model.head_dim * static_cast<int64_t>(SizeOf(dtype));
+  const int64_t payload = 2 * model.kv_heads * attention.block_tokens * model.head_dim *
+                          static_cast<int64_t>(SizeOf(dtype));
+  return attention.cache_blocks * model.layers *
+         memstore::RamTier::SlotBytes(static_cast<size_t>(payload));
 }
 
 // Of two sequences: a text that has been read, and the question that is being answered.

@@ -83,6 +83,11 @@ class FakeDisk::Store final : public ColdStore {
     return disk_->entries_.empty() ? std::string() : disk_->entries_.rbegin()->first;
   }
 
+  absl::StatusOr<int64_t> CountRange(std::string_view begin, std::string_view end) override {
+    const std::lock_guard lock(disk_->mu_);
+    return std::distance(disk_->entries_.lower_bound(begin), disk_->entries_.lower_bound(end));
+  }
+
   absl::Status DeleteRange(std::string_view begin, std::string_view end) override {
     const std::lock_guard lock(disk_->mu_);
     const Fate fate = disk_->NextWrite();
@@ -155,6 +160,17 @@ void FakeDisk::FlipEntryByte(const std::string& key, size_t at) {
   const std::lock_guard lock(mu_);
   entries_.at(key).at(at) ^= 0x40;
 }
+void FakeDisk::SetEntry(const std::string& key, std::string value) {
+  const std::lock_guard lock(mu_);
+  entries_[key] = durable_[key] = std::move(value);
+}
+
+void FakeDisk::RemoveEntry(const std::string& key) {
+  const std::lock_guard lock(mu_);
+  entries_.erase(key);
+  durable_.erase(key);
+}
+
 void FakeDisk::SetRecord(const std::string& key, std::string value) {
   const std::lock_guard lock(mu_);
   records_[key] = std::move(value);

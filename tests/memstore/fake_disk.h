@@ -34,6 +34,8 @@ class FakeDisk {
   Map records() const;
   // Changes a byte.
   void FlipEntryByte(const std::string& key, size_t at);
+  void SetEntry(const std::string& key, std::string value);
+  void RemoveEntry(const std::string& key);
   void SetRecord(const std::string& key, std::string value);
 
  private:

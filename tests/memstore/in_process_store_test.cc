@@ -284,6 +284,11 @@ TEST_F(InProcessStoreTest, DropWaitsForABatchThatIsBeingWritten) {
   ASSERT_OK(Append(0, 8));
   script_->WaitForHeldPut();
   std::thread dropper([&] { EXPECT_OK(store_->Drop(id_)); });
+  // The context has gone, so its blocks are going; the first of them is being written.
+  while (Stats().contexts > 0) std::this_thread::yield();
+  bool all_stay = true;
+  for (int look = 0; look < 100'000; ++look) all_stay &= Stats().blocks == 8;
+  EXPECT_TRUE(all_stay);
   script_->ReleasePuts();
   dropper.join();
   EXPECT_EQ(script_->keys(), 0u);

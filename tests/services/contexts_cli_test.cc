@@ -47,7 +47,7 @@ class ContextsCliTest : public CliTest {
     return Run(Plus(Plus({"contexts"}, action), store));
   }
   static Arguments DaemonFlags(const std::string& endpoint, const std::string& data_dir) {
-    return {INFLLM_MEMSTORE, "--listen", endpoint, "--ram-bytes", "2MiB", "--data-dir", data_dir};
+    return {INFLLM_MEMSTORE, "--listen", endpoint, "--ram-bytes", "12MiB", "--data-dir", data_dir};
   }
 };
 

@@ -31,6 +31,7 @@ using memstore::Selection;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::StartsWith;
 
 constexpr memstore::Geometry kGeometry = {
     .layers = 2, .q_heads = 2, .kv_heads = 1, .head_dim = 4, .block_tokens = 8};
@@ -130,10 +131,13 @@ TEST_F(RemoteStoreRetryTest, AnErrorThatStaysIsReportedAsItIs) {
   const auto store = Connect({.clock = &clock_});
   puppet_.append = [](auto&&...) { return absl::ResourceExhaustedError("raise --ram-bytes"); };
   const absl::Time start = clock_.Now();
-  EXPECT_EQ(store->Append(kContext, 0, 0, {}), absl::ResourceExhaustedError("raise --ram-bytes"));
+  EXPECT_THAT(
+      store->Append(kContext, 0, 0, {}),
+      StatusIs(absl::StatusCode::kResourceExhausted, StartsWith("raise --ram-bytes (request ")));
   EXPECT_EQ(clock_.Now() - start, absl::Seconds(3));
   puppet_.append = [](auto&&...) { return absl::DataLossError("block 3"); };
-  EXPECT_EQ(store->Append(kContext, 0, 0, {}), absl::DataLossError("block 3"));
+  EXPECT_THAT(store->Append(kContext, 0, 0, {}),
+              StatusIs(absl::StatusCode::kDataLoss, StartsWith("block 3 (request ")));
   EXPECT_EQ(clock_.Now() - start, absl::Seconds(3)) << "a lost block stays lost";
 }
 
@@ -169,7 +173,8 @@ TEST_F(RemoteStoreRetryTest, AQueryThatFailsLeavesTheOthers) {
   ASSERT_EQ(selections.size(), 4u);
   EXPECT_OK(selections[0].status);
   EXPECT_EQ(selections[0].blocks.size(), 2u);
-  EXPECT_EQ(selections[1].status, absl::DataLossError("block 7 is damaged"));
+  EXPECT_THAT(selections[1].status,
+              StatusIs(absl::StatusCode::kDataLoss, StartsWith("block 7 is damaged (request ")));
   EXPECT_THAT(selections[2].status, StatusIs(absl::StatusCode::kNotFound));
   EXPECT_OK(selections[3].status);
   EXPECT_EQ(selections[3].blocks.size(), 2u);

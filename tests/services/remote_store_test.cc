@@ -43,6 +43,7 @@ using ::infllm::testing::TempDir;
 using memstore::ContextId;
 using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::MatchesRegex;
 
 // 512 KiB per block.
 constexpr memstore::Geometry kGeometry = {.layers = 2,
@@ -52,6 +53,7 @@ constexpr memstore::Geometry kGeometry = {.layers = 2,
                                           .block_tokens = 128,
                                           .dtype = kernels::DType::kF32};
 constexpr ContextId kContext{.hi = 41, .lo = 42};
+constexpr char kRequest[] = " \\(request [0-9a-f]{16}\\)";
 
 class RemoteStoreTest : public ::testing::Test {
  protected:
@@ -122,7 +124,7 @@ TEST_F(RemoteStoreTest, AnotherGrpcServerIsNamedAsSuch) {
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not an infllm-memstore")));
 }
 
-TEST_F(RemoteStoreTest, ErrorsOfTheStoreArriveAsTheyAre) {
+TEST_F(RemoteStoreTest, ErrorsOfTheStoreArriveWithTheRequestTheyAreOf) {
   const absl::Status errors[] = {
       absl::NotFoundError("a"),         absl::OutOfRangeError("b"),
       absl::InvalidArgumentError("c"),  absl::AlreadyExistsError("d"),
@@ -135,9 +137,11 @@ TEST_F(RemoteStoreTest, ErrorsOfTheStoreArriveAsTheyAre) {
     puppet_.fetch = [&](auto&&...) { return error; };
     puppet_.append = [&](auto&&...) { return error; };
     const std::vector<int64_t> blocks = {0};
-    EXPECT_EQ(Select(*store, 0, 1).status(), error);
-    EXPECT_EQ(store->Fetch(kContext, 0, blocks).status(), error);
-    EXPECT_EQ(store->Append(kContext, 0, 0, {}), error);
+    const auto is_error =
+        StatusIs(error.code(), MatchesRegex(std::string(error.message()) + kRequest));
+    EXPECT_THAT(Select(*store, 0, 1).status(), is_error);
+    EXPECT_THAT(store->Fetch(kContext, 0, blocks).status(), is_error);
+    EXPECT_THAT(store->Append(kContext, 0, 0, {}), is_error);
   }
 }
 
@@ -160,20 +164,33 @@ TEST_F(RemoteStoreTest, ServerThatStopsMidWayIsUnavailableAtOnce) {
 }
 
 TEST_F(RemoteStoreTest, ShutdownLetsRunningCallsFinish) {
-  std::latch running(1), finish(1);
+  const auto stub =
+      pb::MemoryStore::NewStub(grpc::CreateChannel(target(), grpc::InsecureChannelCredentials()));
+  std::latch running(1);
+  // Runs on while the server shuts down: until it has refused many other calls, itself, for as long
+  // as it serves this one its connections stay.
   puppet_.select = [&](auto&&...) -> absl::StatusOr<std::vector<memstore::Selection>> {
     running.count_down();
-    finish.wait();
+    const absl::Time give_up = absl::Now() + absl::Seconds(30);
+    for (int refused = 0; refused < 300;) {
+      if (absl::Now() > give_up) return absl::InternalError("the server takes calls for ever");
+      grpc::ClientContext context;
+      pb::StatsResponse response;
+      const grpc::Status status = stub->Stats(&context, pb::StatsRequest(), &response);
+      if (status.ok()) continue;
+      if (status.error_message() != "the server is stopping") {
+        return absl::InternalError("the server did not wait: " + status.error_message());
+      }
+      ++refused;
+    }
     return std::vector<memstore::Selection>(1);
   };
   const auto store = Connect();
   ASSERT_OK(store->Create(kContext, {.geometry = kGeometry}));
   auto selection = std::async(std::launch::async, [&] { return Select(*store, 0, 1).status(); });
   running.wait();
-  std::thread stop([&] { server_->Shutdown(absl::Seconds(60)); });
-  finish.count_down();
+  server_->Shutdown(absl::Seconds(60));
   EXPECT_OK(selection.get());
-  stop.join();
 }
 
 TEST_F(RemoteStoreTest, RestartedServerIsFoundAgain) {
