@@ -49,7 +49,7 @@ bool UsesCodes(const ScoreBlocksArgs& args, int64_t width, int64_t i, int64_t k)
   for (int64_t c = 0; c < args.items[i].chunk_count; ++c) {
     coded += WholeRuns(args.items[i].chunks[c]) * kRunBlocks;
   }
-  return width <= kMaxCodedWidth && coded >= std::max(kLeastCoded, kCodedPerSelected * k);
+  return width <= kMaxCodedWidth && coded >= kLeastCoded && coded / kCodedPerSelected >= k;
 }
 
 // Writes the scores of blocks without codes, and bounds of all others.

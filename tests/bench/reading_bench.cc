@@ -140,7 +140,7 @@ absl::Status Run(services::RuntimeFlags& flags, const std::string& path, int64_t
                  .max_tokens = decode_tokens,
                  .on_read =
                      [&](int64_t done) {
-                       if (done < length * tenth / 10) return;
+                       if (done < (length - 1) * tenth / 10) return;  // the last token answers
                        section.Print(absl::StrFormat("%d", tenth++), done - read);
                        read = done;
                      },
