@@ -65,7 +65,7 @@ TEST_F(CudaLoader, RefusesALibraryThatIsNoPlugin) {
 TEST_F(CudaLoader, RefusesAPluginOfAnotherBuild) {
   Misbehave("version");
   EXPECT_THAT(NewCudaBackend(kFakePlugin),
-              StatusIs(kUnavailable, HasSubstr("interface version 3, this program needs 2")));
+              StatusIs(kUnavailable, HasSubstr("interface version 4, this program needs 3")));
 }
 
 TEST_F(CudaLoader, HandsOnWhyNoDeviceCanBeUsed) {
