@@ -27,6 +27,7 @@ using memstore::ContextId;
 using memstore::Geometry;
 
 constexpr int64_t kRamBytes = 1 << 20;
+constexpr int64_t kPageBytes = 4096;  // in which the RAM tier counts
 constexpr int64_t kMaxBlocks = 8;
 
 class Client {
@@ -62,8 +63,7 @@ class Client {
     if (!id.ok()) return;
     INFLLM_CHECK(wire::ToProto(*id) == request.context());
     if (id_ == *id) INFLLM_CHECK(store_->Drop(*std::exchange(id_, std::nullopt)).ok());
-    const memstore::ContextOptions options = {
-        .tenant = request.tenant(), .recipe = request.recipe(), .geometry = *geometry};
+    const memstore::ContextOptions options = {.recipe = request.recipe(), .geometry = *geometry};
     const absl::Status created = store_->Create(*id, options);
     INFLLM_CHECK(Validate(options).ok() || !created.ok());
     if (!created.ok()) return;
@@ -75,7 +75,8 @@ class Client {
     geometry_ = *geometry;
     published_.assign(static_cast<size_t>(geometry_.layers), 0);
     const auto payload_bytes = static_cast<int64_t>(geometry_.payload_bytes());
-    blocks_ = std::min(kMaxBlocks, kRamBytes / payload_bytes / geometry_.layers);
+    const int64_t slot_bytes = (payload_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+    blocks_ = std::min(kMaxBlocks, kRamBytes / slot_bytes / geometry_.layers);
     const std::vector<std::byte> payload(static_cast<size_t>(payload_bytes));
     const std::vector<std::span<const std::byte>> payloads(static_cast<size_t>(blocks_), payload);
     for (int32_t layer = 0; layer < geometry_.layers; ++layer) {

@@ -217,8 +217,7 @@ TEST_F(CliTest, AnswersDoNotDependOnTheMemoryStore) {
   const std::string endpoint = "unix:" + dir_.path() + "/store";
   // The daemon counts representatives and bookkeeping, too: up to 1 KiB for each block.
   Subprocess daemon({INFLLM_MEMSTORE, "--listen", endpoint, "--ram-bytes",
-                     std::to_string(blocks * (4096 / 10 + 1024)), "--data-dir",
-                     dir_.file("cold")});
+                     std::to_string(blocks * (4096 / 10 + 1024)), "--data-dir", dir_.file("cold")});
   ASSERT_TRUE(daemon.WaitForOutput("listening")) << daemon.err();
   std::vector<std::string> remote = ask;
   remote.insert(remote.end(), {"--memstore", endpoint});

@@ -187,8 +187,8 @@ TEST_F(ContextsCliTest, WhatCannotBeIsExplained) {
   fails(Plus(Ingest(store, "a", text), {"--policy", "lm-infinite"}), "infllm");
   fails({"contexts", "list"}, "--memstore");
   const Arguments ask = With({"ask", "--model", kModel, "--question", "x"});
-  fails(ask, "--text or --context");
-  fails(Plus(ask, {"--text", text, "--context", "a"}), "--text or --context");
+  fails(ask, "give a --text, or the --context");
+  fails(Plus(ask, {"--text", text, "--context", "a", "--evidence", "Once"}), "without --context");
   fails(Plus(ask, Plus({"--context", "a"}, store)), "no context \"a\" is committed");
   fails(Plus(ask, {"--context", "a"}), "--data-dir");
   ASSERT_EQ(Run(Ingest(store, "a", text)).status, 0);

@@ -184,7 +184,7 @@ class TamperingTest : public ::testing::Test {
       return selections;
     };
 
-    service_ = NewMemoryStoreService(puppet_, gate_, absl::Seconds(10), nullptr);
+    service_ = NewMemoryStoreService(puppet_, gate_, absl::Seconds(10));
     grpc::ServerBuilder builder;
     const std::string address = "unix:" + dir_.file("s");
     builder.AddListeningPort(address, grpc::InsecureServerCredentials());
