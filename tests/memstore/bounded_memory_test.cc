@@ -80,7 +80,7 @@ TEST(BoundedMemory, TinyBlocksTakeNoMoreThanTheLimitInTruth) {
   ContextOptions options = Options();
   options.geometry = kTiny;
   ASSERT_OK(store->Create(id, options));
-  const int64_t before = ResidentBytes();
+  [[maybe_unused]] const int64_t before = ResidentBytes();
   EXPECT_THAT(FillWithTiny(*store, id, 10'000'000),
               StatusIs(absl::StatusCode::kResourceExhausted,
                        AllOf(HasSubstr("of 33554432 bytes of all memory"),
