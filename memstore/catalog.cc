@@ -170,65 +170,6 @@ std::optional<CommittedContext> Catalog::Find(const ContextId& id) const {
   return entry->info;
 }
 
-absl::StatusOr<CommittedContext> Catalog::FindName(std::string_view tenant,
-                                                   std::string_view name) const {
-  const std::lock_guard lock(mu_);
-  const auto found = by_name_.find(std::pair<std::string, std::string>(tenant, name));
-  if (found != by_name_.end()) return found->second->info;
-  return absl::NotFoundError(absl::StrCat(
-      "no context \"", absl::string_view(name.data(), name.size()), "\" is committed"));
-}
-
-std::vector<CommittedContext> Catalog::List(std::string_view tenant) const {
-  std::vector<CommittedContext> all;
-  const std::lock_guard lock(mu_);
-  for (const auto& [key, entry] : by_name_) {
-    if (key.first == tenant) all.push_back(entry->info);
-  }
-  return all;
-}
-
-absl::StatusOr<Prefix> Catalog::FindPrefix(const ContextOptions& options, int32_t exec_block,
-                                           std::span<const int32_t> tokens) const {
-  std::vector<EntryPtr> candidates;
-  {
-    const std::lock_guard lock(mu_);
-    for (auto at = by_name_.lower_bound(std::pair(options.tenant, std::string()));
-         at != by_name_.end() && at->first.first == options.tenant; ++at) {
-      const CommittedContext& info = at->second->info;
-      if (info.reusable.tokens == 0 || info.reusable.exec_block != exec_block) continue;
-      if (info.options == options) candidates.push_back(at->second);
-    }
-  }
-  // Most begin otherwise: then one hash tells.
-  const auto hash = [&](size_t most) {
-    return PrefixHashes(options, exec_block, tokens.first(std::min(most, tokens.size())));
-  };
-  std::vector<PrefixHash> wanted = hash(static_cast<size_t>(exec_block));
-  int64_t longest = 0;
-  std::erase_if(candidates, [&](const EntryPtr& entry) {
-    if (wanted.empty() || entry->prefix.front() != wanted.front()) return true;
-    longest = std::max(longest, entry->info.reusable.tokens);
-    return false;
-  });
-  const Entry* best = nullptr;
-  size_t blocks = 0;
-  wanted = hash(static_cast<size_t>(longest));
-  for (const EntryPtr& entry : candidates) {
-    // Each hash stands for all tokens before it: those that agree come first.
-    const std::span all(entry->prefix.data(), std::min(entry->prefix.size(), wanted.size()));
-    const auto end = std::ranges::partition_point(
-        all, [&](const PrefixHash& have) { return have == wanted[&have - all.data()]; });
-    const auto same = static_cast<size_t>(end - all.begin());
-    if (best == nullptr || same > blocks) {
-      best = entry.get();
-      blocks = same;
-    }
-  }
-  if (best == nullptr) return absl::NotFoundError("no committed context begins with these tokens");
-  return Prefix{.context = best->info, .tokens = static_cast<int64_t>(blocks) * exec_block};
-}
-
 int64_t Catalog::size() const {
   const std::lock_guard lock(mu_);
   return static_cast<int64_t>(by_id_.size());

@@ -26,6 +26,16 @@ bool IsAsForked(Context::Layer& layer) {
   return layer.blocks.size() == layer.forked_blocks && layer.index.size() == layer.forked_published;
 }
 
+// What a table takes to name the blocks of a part; the first part's segments are shared.
+int64_t JoinedBytesOf(const ContextRegistry::Part& part) {
+  int64_t blocks = 0;
+  for (const auto& layer : part.context->layers) {
+    const std::lock_guard lock(layer->mu);
+    blocks += std::min(part.blocks, layer->blocks.size());
+  }
+  return blocks * int64_t{sizeof(std::shared_ptr<StoredBlock>)};
+}
+
 }  // namespace
 
 const std::shared_ptr<StoredBlock>& BlockTable::operator[](int64_t index) const {
@@ -74,6 +84,12 @@ Context::Context(bool is_committed, std::shared_ptr<const BlockOwner> owner_in,
   memory.contexts += bytes;
 }
 
+void Context::CountJoined(int64_t more) {
+  joined_bytes += more;
+  bytes += more;
+  memory.contexts += more;
+}
+
 int64_t Context::BytesOf(const ContextOptions& options) {
   constexpr size_t kOthers = 256;  // in tables and the allocator's
   const size_t layers = static_cast<size_t>(options.geometry.layers) * (sizeof(Layer) + 64);
@@ -113,8 +129,8 @@ absl::Status ContextRegistry::Create(const ContextId& id, const ContextOptions& 
   INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(std::move(context)));
   if (existing == nullptr) return absl::OkStatus();
   if (!existing->parents.empty()) {
-    return IsSomethingElse(*existing,
-                           absl::StrCat("as a fork of ", ToString(existing->parents.front())));
+    return IsSomethingElse(
+        *existing, absl::StrCat("as a fork of ", ToString(existing->parents.front().context)));
   }
   if (existing->owner->options != options) return IsSomethingElse(*existing, "with other options");
   return absl::OkStatus();
@@ -131,8 +147,9 @@ std::shared_ptr<Context> ContextRegistry::Copy(Context& from, const ContextId& i
       committed,
       std::make_shared<const BlockOwner>(BlockOwner{.context = id, .options = from.owner->options}),
       from.memory);
-  context->parents = {from.owner->context};
+  context->parents = {{.context = from.owner->context, .blocks = blocks}};
   context->joined = from.joined;
+  context->CountJoined(from.joined_bytes);
   {  // first: by the time that the layers are copied they hold what is committed now
     const std::lock_guard lock(from.mu);
     context->base = from.committed ? from.owner->context : from.base;
@@ -155,6 +172,13 @@ std::shared_ptr<Context> ContextRegistry::Snapshot(Context& context, const Conte
   return Copy(context, id, kAllBlocks, /*committed=*/true);
 }
 
+int64_t ContextRegistry::BytesOf(std::span<const Part> parts) {
+  const Context& first = *parts[0].context;
+  int64_t bytes = Context::BytesOf(first.owner->options) + first.joined_bytes;
+  for (const Part& part : parts.subspan(1)) bytes += JoinedBytesOf(part);
+  return bytes;
+}
+
 // Adds a part behind what a fork has that nobody else knows yet.
 absl::Status ContextRegistry::Join(Context& fork, const Part& part) {
   const int64_t end = fork.layers[0]->blocks.size();
@@ -174,8 +198,9 @@ absl::Status ContextRegistry::Join(Context& fork, const Part& part) {
     }
     fork.layers[i] = std::make_unique<Context::Layer>(std::move(blocks), std::move(index));
   }
-  fork.parents.push_back(part.context->owner->context);
+  fork.parents.push_back({.context = part.context->owner->context, .blocks = part.blocks});
   fork.joined = true;
+  fork.CountJoined(JoinedBytesOf(part));
   return absl::OkStatus();
 }
 
@@ -186,8 +211,9 @@ absl::Status ContextRegistry::Fork(std::span<const Part> parts, const ContextId&
   INFLLM_ASSIGN_OR_RETURN(const std::shared_ptr<Context> existing, Insert(fork));
   if (existing == nullptr) return absl::OkStatus();
   if (existing->parents != fork->parents) {
-    return IsSomethingElse(*existing,
-                           absl::StrCat("and is not a fork of ", ToString(fork->parents.front())));
+    return IsSomethingElse(
+        *existing, absl::StrCat("and is not a fork of ", ToString(fork->parents.front().context),
+                                " in these parts"));
   }
   for (size_t i = 0; i < fork->layers.size(); ++i) {
     Context::Layer& layer = *existing->layers[i];

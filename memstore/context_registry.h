@@ -49,6 +49,8 @@ struct Context {
   ~Context() { memory.contexts -= bytes; }
   // What one with these options takes without its blocks and representatives, about.
   static int64_t BytesOf(const ContextOptions& options);
+  // Before others see it.
+  void CountJoined(int64_t more);
 
   struct Layer {
     Layer(BlockTable blocks_in, BlockIndex index_in);
@@ -61,12 +63,13 @@ struct Context {
     const int64_t forked_published;
   };
   const std::shared_ptr<const BlockOwner> owner;  // shared with the blocks appended here
-  std::vector<ContextId> parents;                 // that it was forked from
+  std::vector<ForkPart> parents;                  // that it was forked from
   bool joined = false;                            // begins with blocks of several contexts
+  int64_t joined_bytes = 0;                       // of what names these
   std::vector<std::unique_ptr<Layer>> layers;
   const bool committed = false;  // it never changes
   IndexMemory& memory;           // counts `bytes`
-  const int64_t bytes;
+  int64_t bytes;                 // set before others see the context
 
   // What commits of it can use of earlier ones.
   std::mutex mu;
@@ -94,6 +97,8 @@ class ContextRegistry {
     int64_t blocks = 0;
   };
   absl::Status Fork(std::span<const Part> parts, const ContextId& child);
+  // What Fork will count.
+  static int64_t BytesOf(std::span<const Part> parts);
   // A committed context of `id` that is as `context` now; it is not among the others.
   static std::shared_ptr<Context> Snapshot(Context& context, const ContextId& id);
   // An index for a layer of a context that is not made by Create or Fork.

@@ -219,10 +219,19 @@ class InProcessStore final : public MemoryStore {
             absl::StrCat("context ", ToString(part.context), " has other options than ",
                          ToString(parts[0].context), ": one context cannot begin with both"));
       }
+      if (parts.size() > 1 && context->joined) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("context ", ToString(part.context),
+                         " begins with several others: give these as parts instead"));
+      }
+      if (std::ranges::count(parts, part.context, &ForkPart::context) > 1) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("context ", ToString(part.context), " is twice among the parts"));
+      }
       found.push_back({.context = std::move(context), .blocks = part.blocks});
     }
     if (catalog_ != nullptr && catalog_->Has(child)) return IsCommitted(child);
-    INFLLM_RETURN_IF_ERROR(tiers_->MakeRoom(Context::BytesOf(found[0].context->owner->options)));
+    INFLLM_RETURN_IF_ERROR(tiers_->MakeRoom(ContextRegistry::BytesOf(found)));
     return contexts_.Fork(found, child);
   }
 

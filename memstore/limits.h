@@ -14,6 +14,8 @@ inline constexpr size_t kMaxNameBytes = 256;     // of a committed context
 inline constexpr size_t kMaxCheckpointBytes = 64 << 20;
 inline constexpr int64_t kMaxPrefixTokens = kMaxCheckpointBytes / 4;  // asked for at once
 inline constexpr int64_t kMaxForkParts = 256;                         // a library of documents
+// Exec blocks of a committed context at which others may go on: 2 MiB of hashes.
+inline constexpr int64_t kMaxReusableExecBlocks = 1 << 16;
 inline constexpr int64_t kMaxContexts = 65536;        // a context without blocks is a few KB
 inline constexpr int32_t kMaxLayers = 1024;           // Llama 3 405B has 126
 inline constexpr int32_t kMaxHeads = 1024;            // 128 there

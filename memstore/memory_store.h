@@ -79,6 +79,7 @@ inline constexpr int64_t kAllBlocks = INT64_MAX;
 struct ForkPart {
   ContextId context;
   int64_t blocks = kAllBlocks;
+  friend bool operator==(const ForkPart&, const ForkPart&) = default;
 };
 
 struct SelectQuery {
@@ -204,9 +205,10 @@ class MemoryStore {
   // them has grown.
   //   ALREADY_EXISTS       `child` exists and is something else
   //   INVALID_ARGUMENT     `child` is zero, the number of parts out of its limits, `blocks`
-  //                        negative, or the options of two parts differ
+  //                        negative, a context twice among them, or the options of two differ
   //   FAILED_PRECONDITION  a part that another follows has not the same number of blocks in every
-  //                        layer, all of them published
+  //                        layer, all of them published; or one of several has itself several
+  //   RESOURCE_EXHAUSTED   too many contexts, or no memory for what is kept of this one
   virtual absl::Status Fork(std::span<const ForkPart> parts, const ContextId& child) = 0;
   absl::Status Fork(const ContextId& parent, const ContextId& child, int64_t blocks = kAllBlocks) {
     const ForkPart part{.context = parent, .blocks = blocks};

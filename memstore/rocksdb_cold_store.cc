@@ -2,6 +2,7 @@
 #include <rocksdb/convenience.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
+#include <rocksdb/sst_file_reader.h>
 #include <rocksdb/table.h>
 #include <sys/file.h>
 #include <sys/resource.h>
@@ -257,10 +258,19 @@ class RocksDbColdStore final : public ColdStore {
     return FromRocksDb(status, directory_);
   }
 
+  // An iterator that meets a damaged file of RocksDB 7.8, not its first, may end there without an
+  // error, as if there were no more: so all files are checked before.
   absl::StatusOr<std::map<std::string, std::string>> ReadRecords() override {
+    for (const rocksdb::LiveFileMetaData& file : FilesOf(kRecordsName)) {
+      rocksdb::SstFileReader reader{rocksdb::Options()};
+      rocksdb::Status status = reader.Open(file.db_path + file.name);
+      if (status.ok()) status = reader.VerifyChecksum();
+      INFLLM_RETURN_IF_ERROR(FromRocksDb(status, directory_));
+    }
     std::map<std::string, std::string> all;
-    const std::unique_ptr<rocksdb::Iterator> at(
-        db_->NewIterator(rocksdb::ReadOptions(), records()));
+    rocksdb::ReadOptions options;
+    options.ignore_range_deletions = true;  // there are none; that is where errors get lost
+    const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(options, records()));
     for (at->SeekToFirst(); at->Valid(); at->Next()) {
       if (at->key() != kFormatKey) all.emplace(at->key().ToString(), at->value().ToString());
     }
@@ -271,6 +281,13 @@ class RocksDbColdStore final : public ColdStore {
   absl::StatusOr<std::string> LastKey() override {
     const std::unique_ptr<rocksdb::Iterator> at(db_->NewIterator(rocksdb::ReadOptions()));
     at->SeekToLast();
+    if (at->status().IsCorruption()) {  // of its value, which nobody asks for
+      std::string last;
+      for (const rocksdb::LiveFileMetaData& file : FilesOf(rocksdb::kDefaultColumnFamilyName)) {
+        last = std::max(last, file.largestkey);
+      }
+      return last;
+    }
     INFLLM_RETURN_IF_ERROR(FromRocksDb(at->status(), directory_));
     return at->Valid() ? at->key().ToString() : std::string();
   }
@@ -322,6 +339,12 @@ class RocksDbColdStore final : public ColdStore {
     return status;
   }
   rocksdb::ColumnFamilyHandle* records() const { return families_[1]; }
+  std::vector<rocksdb::LiveFileMetaData> FilesOf(const std::string& family) const {
+    std::vector<rocksdb::LiveFileMetaData> files;
+    db_->GetLiveFilesMetaData(&files);
+    std::erase_if(files, [&](const auto& file) { return file.column_family_name != family; });
+    return files;
+  }
 
   absl::Status CheckFormat() {
     std::string format;

@@ -103,6 +103,8 @@ absl::Status Validate(const Reusable& reusable, int64_t tokens) {
   INFLLM_RETURN_IF_ERROR(CheckField("reusable tokens", reusable.tokens, 0, tokens));
   if (reusable.tokens == 0) return absl::OkStatus();
   INFLLM_RETURN_IF_ERROR(CheckField("exec_block", reusable.exec_block, 1, limits::kMaxExecBlock));
+  INFLLM_RETURN_IF_ERROR(CheckField("reusable exec blocks", reusable.tokens / reusable.exec_block,
+                                    0, limits::kMaxReusableExecBlocks));
   if (reusable.tokens % reusable.exec_block == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("reusable tokens are ", reusable.tokens,

@@ -117,11 +117,11 @@ absl::StatusOr<Reading> Open(Runtime& runtime, const AskFlags& flags,
 absl::StatusOr<Reading> Read(Runtime& runtime, worker::Scheduler& scheduler, const AskFlags& flags,
                              std::span<const memstore::CommittedContext> mounted,
                              const std::string& text, const std::vector<int32_t>& ids,
-                             const Interrupt& interrupt) {
+                             const Interrupt& interrupt, bool from_prefix = true) {
   Reading reading;
   reading.tokens = static_cast<int64_t>(ids.size());
   const auto start = std::chrono::steady_clock::now();
-  if (mounted.empty()) {
+  if (mounted.empty() && from_prefix) {
     INFLLM_ASSIGN_OR_RETURN(const worker::Engine::Start started,
                             StartFromPrefix(*runtime.engine, ids, flags.runtime.json));
     reading.sequence = started.sequence;
@@ -158,6 +158,11 @@ absl::StatusOr<Reading> Read(Runtime& runtime, worker::Scheduler& scheduler, con
            },
        .on_done = [&](const worker::Outcome& done) { outcome = done; }});
   INFLLM_RETURN_IF_ERROR(scheduler.Run(interrupt.flag()));
+  if (absl::IsDataLoss(outcome.status) && reading.cached_tokens > 0) {
+    TellReadAnew(outcome.status);
+    runtime.engine->Drop(reading.sequence);
+    return Read(runtime, scheduler, flags, mounted, text, ids, interrupt, /*from_prefix=*/false);
+  }
   INFLLM_RETURN_IF_ERROR(outcome.status);
   return reading;
 }

@@ -38,6 +38,13 @@ class Ingest {
     if (committed_ == total()) return absl::OkStatus();
     const auto start = std::chrono::steady_clock::now();
     absl::Status status = Read(interrupt);
+    if (absl::IsDataLoss(status) && committed_ == 0 && begin_ > 0) {
+      TellReadAnew(status);
+      runtime_.engine->Drop(sequence_);
+      begin_ = 0;
+      INFLLM_ASSIGN_OR_RETURN(sequence_, runtime_.engine->NewSequence());
+      status = Read(interrupt);
+    }
     seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     runtime_.engine->Drop(sequence_);
     if (status.ok() || committed_ == 0 || absl::IsAlreadyExists(status)) return status;

@@ -33,6 +33,11 @@ void DaemonEvents::CallEnded(const Call& call) {
       (absl::IsCancelled(call.status) || absl::IsUnavailable(call.status))) {
     return;
   }
+  // An answer like any other.
+  if (absl::IsNotFound(call.status) &&
+      (call.method == "FindCommitted" || call.method == "FindPrefix")) {
+    return;
+  }
   WriteFailure("call_failed", call.method, call.request_id, call.status, call.duration);
 }
 

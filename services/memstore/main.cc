@@ -11,7 +11,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/backend.h"
@@ -60,6 +63,18 @@ CLI::Validator Into(T& out, Parse parse) {
       "");
 }
 
+// Of Into: the value that goes by a name.
+template <typename T>
+auto OneOf(std::map<std::string, T> values) {
+  return [values = std::move(values)](const std::string& text) -> absl::StatusOr<T> {
+    if (const auto found = values.find(text); found != values.end()) return found->second;
+    std::string names;
+    for (const auto& [name, value] : values)
+      absl::StrAppend(&names, names.empty() ? "" : ", ", name);
+    return absl::InvalidArgumentError(absl::StrCat("is \"", text, "\", must be one of ", names));
+  };
+}
+
 void AddSecurityFlags(CLI::App& app, ServerSecurity& security) {
   const auto file = [&](const char* name, std::string& path, const char* help) {
     app.add_option(name, path, help)->type_name("FILE")->group("Who may connect");
@@ -84,7 +99,7 @@ void AddSecurityFlags(CLI::App& app, ServerSecurity& security) {
 
 void AddFlags(CLI::App& app, Options& options) {
   // The texts live as long as the flags only show them; the values are in `options`.
-  static std::string listen, ram_bytes, metrics_listen;
+  static std::string listen, ram_bytes, metrics_listen, log_format, log_level;
   listen = options.listen.ToString();
   ram_bytes = FormatByteSize(options.store.ram_bytes);
   app.add_option("--listen", listen,
@@ -123,19 +138,20 @@ void AddFlags(CLI::App& app, Options& options) {
                  "http://ADDRESS/metrics: host:port or [ipv6]:port. Default: nowhere")
       ->type_name("ADDRESS")
       ->check(Into(options.metrics_listen, ParseEndpoint));
-  app.add_option("--log-format", options.log_format,
+  app.add_option("--log-format", log_format,
                  "Form of the log's lines, which go to stderr: text or json")
       ->type_name("FORMAT")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, LogFormat>{{"text", LogFormat::kText}, {"json", LogFormat::kJson}}))
+      ->check(Into(options.log_format,
+                   OneOf<LogFormat>({{"text", LogFormat::kText}, {"json", LogFormat::kJson}})))
       ->default_str("text");
-  app.add_option("--log-level", options.log_level,
+  app.add_option("--log-level", log_level,
                  "What is logged: info: start, stop, commits, dropped contexts and every failed "
                  "call, as often as the rate limit allows; warning: calls that failed for want of "
                  "room or of the disk; error: damage and defects")
       ->type_name("LEVEL")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, LogLevel>{
-          {"info", LogLevel::kInfo}, {"warning", LogLevel::kWarning}, {"error", LogLevel::kError}}))
+      ->check(Into(options.log_level, OneOf<LogLevel>({{"info", LogLevel::kInfo},
+                                                       {"warning", LogLevel::kWarning},
+                                                       {"error", LogLevel::kError}})))
       ->default_str("info");
   app.add_option("--threads", options.threads,
                  "Threads that score blocks; 0: all vCPUs up to two, else one less")

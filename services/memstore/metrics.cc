@@ -226,7 +226,8 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
                                   .store = std::make_shared<StoreMetrics>(store, std::move(leases)),
                                   .exposer = nullptr});
   try {
-    impl->exposer = std::make_unique<prometheus::Exposer>(listen.ToString());
+    impl->exposer = std::make_unique<prometheus::Exposer>(std::vector<std::string>{
+        "listening_ports", listen.ToString(), "num_threads", "8", "request_timeout_ms", "5000"});
     impl->endpoint.port = static_cast<uint16_t>(impl->exposer->GetListeningPorts().at(0));
   } catch (const std::exception&) {  // its text says no more
     return absl::UnavailableError(

@@ -20,6 +20,7 @@
 #include "services/memstore/channel.h"
 #include "services/memstore/lease_holder.h"
 #include "services/memstore/remote_calls.h"
+#include "services/memstore/remote_commits.h"
 #include "services/memstore/unary_call.h"
 #include "services/memstore/wire.h"
 
@@ -268,109 +269,26 @@ class RemoteStoreClient final : public RemoteStore {
   }
 
   absl::Status Commit(const memstore::CommitRequest& request) override {
-    INFLLM_RETURN_IF_ERROR(Validate(request));
-    pb::CommitRequest message;
-    message.set_context(wire::ToProto(request.context));
-    message.set_id(wire::ToProto(request.id));
-    message.set_name(request.name);
-    message.set_replaces(wire::ToProto(request.replaces));
-    message.set_blocks(request.blocks);
-    message.set_exec_block(request.reusable.exec_block);
-    message.set_reusable_tokens(request.reusable.tokens);
-    message.mutable_tokens()->Assign(request.tokens.begin(), request.tokens.end());
-    message.set_state(request.state.data(), request.state.size());
-    message.set_crc32c(wire::Checksum(message));
-    pb::CommitResponse response;
-    return calls_.Call("Commit", &Stub::AsyncCommit, message, &response);
+    return CommitRemotely(calls_, request);
   }
-
   absl::StatusOr<memstore::CommittedContext> FindCommitted(std::string_view tenant,
                                                            std::string_view name) override {
     INFLLM_RETURN_IF_ERROR(CheckTenant(tenant));
-    pb::FindCommittedRequest request;
-    request.set_name(std::string(name));
-    pb::FindCommittedResponse response;
-    memstore::CommittedContext found;
-    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(
-          calls_.CallOnce("FindCommitted", &Stub::AsyncFindCommitted, request, &response));
-      INFLLM_ASSIGN_OR_RETURN(found, calls_.Counted(Committed(response.context())));
-      return absl::OkStatus();
-    });
-    INFLLM_RETURN_IF_ERROR(calls_.Settle("FindCommitted", status));
-    return found;
+    return FindRemotely(calls_, name);
   }
-
   absl::StatusOr<std::vector<memstore::CommittedContext>> ListCommitted(
       std::string_view tenant) override {
     INFLLM_RETURN_IF_ERROR(CheckTenant(tenant));
-    const pb::ListCommittedRequest request;
-    std::vector<memstore::CommittedContext> all;
-    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
-      all.clear();
-      return calls_.Stream<pb::ListCommittedResponse>(
-          "ListCommitted", request, [&](pb::ListCommittedResponse& part) -> absl::Status {
-            for (const pb::CommittedContext& context : part.contexts()) {
-              INFLLM_ASSIGN_OR_RETURN(memstore::CommittedContext one, Committed(context));
-              all.push_back(std::move(one));
-            }
-            return absl::OkStatus();
-          });
-    });
-    INFLLM_RETURN_IF_ERROR(calls_.Settle("ListCommitted", status));
-    return all;
+    return ListRemotely(calls_);
   }
-
   absl::StatusOr<memstore::Prefix> FindPrefix(const memstore::ContextOptions& options,
                                               int32_t exec_block,
                                               std::span<const int32_t> tokens) override {
     INFLLM_RETURN_IF_ERROR(CheckTenant(options.tenant));
-    pb::FindPrefixRequest request;
-    wire::OptionsToProto(options, request);
-    request.set_exec_block(exec_block);
-    request.mutable_tokens()->Assign(tokens.begin(), tokens.end());
-    request.set_crc32c(wire::Checksum(request));
-    pb::FindPrefixResponse response;
-    memstore::Prefix found;
-    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(
-          calls_.CallOnce("FindPrefix", &Stub::AsyncFindPrefix, request, &response));
-      if (response.crc32c() != wire::Checksum(response)) {
-        return calls_.Counted(
-            error::DamagedAnswer(calls_.target(), {}, "the checksum of a prefix does not fit"));
-      }
-      INFLLM_ASSIGN_OR_RETURN(found.context, calls_.Counted(Committed(response.context())));
-      found.tokens = response.tokens();
-      const memstore::Reusable& reusable = found.context.reusable;
-      if (found.context.options == options && reusable.exec_block == exec_block &&
-          found.tokens > 0 && found.tokens % exec_block == 0 && found.tokens <= reusable.tokens &&
-          found.tokens <= static_cast<int64_t>(tokens.size())) {
-        return absl::OkStatus();
-      }
-      return error::WrongAnswer(calls_.target(), {}, "a prefix that cannot be");
-    });
-    INFLLM_RETURN_IF_ERROR(calls_.Settle("FindPrefix", status));
-    return found;
+    return FindPrefixRemotely(calls_, options, exec_block, tokens);
   }
-
   absl::StatusOr<memstore::Checkpoint> ReadCheckpoint(const ContextId& committed) override {
-    pb::ReadCheckpointRequest request;
-    request.set_id(wire::ToProto(committed));
-    pb::ReadCheckpointResponse response;
-    const absl::Status status = calls_.retrier().Run([&]() -> absl::Status {
-      INFLLM_RETURN_IF_ERROR(
-          calls_.CallOnce("ReadCheckpoint", &Stub::AsyncReadCheckpoint, request, &response));
-      if (response.crc32c() == wire::CheckpointChecksum(committed, response)) {
-        return absl::OkStatus();
-      }
-      return calls_.Counted(
-          error::DamagedAnswer(calls_.target(), {committed}, "its checksum does not fit"));
-    });
-    INFLLM_RETURN_IF_ERROR(calls_.Settle("ReadCheckpoint", status));
-    const auto state = std::as_bytes(wire::AsSpan(response.state()));
-    return memstore::Checkpoint{
-        .tokens = std::vector<int32_t>(response.tokens().begin(), response.tokens().end()),
-        .state = std::vector<std::byte>(state.begin(), state.end())};
+    return ReadCheckpointRemotely(calls_, committed);
   }
 
   absl::StatusOr<memstore::StoreStats> Stats() override {
@@ -467,21 +385,6 @@ class RemoteStoreClient final : public RemoteStore {
     };
     pb::DropResponse response;
     return calls_.ToStatus("Drop", CallUnary(nullptr, end, start, &response));
-  }
-
-  absl::StatusOr<memstore::CommittedContext> Committed(const pb::CommittedContext& proto) const {
-    if (proto.crc32c() != wire::Checksum(proto)) {
-      return error::DamagedAnswer(calls_.target(), {},
-                                  "the checksum of a committed context does not fit");
-    }
-    absl::StatusOr<memstore::CommittedContext> context = wire::FromProto(proto);
-    const absl::Status valid = context.ok() ? Validate(context->options) : context.status();
-    if (!valid.ok()) return error::WrongAnswer(calls_.target(), {}, std::string(valid.message()));
-    if (context->tokens < 0 || context->published < 0 || context->blocks < context->published ||
-        !memstore::Validate(context->reusable, context->tokens).ok()) {
-      return error::WrongAnswer(calls_.target(), {}, "a committed context that cannot be");
-    }
-    return context;
   }
 
   absl::StatusOr<Geometry> GeometryOf(const ContextId& context) {

@@ -169,13 +169,17 @@ absl::StatusOr<worker::Engine::Start> StartFromPrefix(worker::Engine& engine,
                                                       std::span<const int32_t> tokens, bool quiet) {
   INFLLM_ASSIGN_OR_RETURN(worker::Engine::Start start, engine.StartFromPrefix(tokens));
   if (!start.passed_over.ok()) {
-    std::cerr << "infllm: all is read anew, although a committed context begins alike: "
-              << start.passed_over.message() << "\n";
+    TellReadAnew(start.passed_over);
   } else if (start.cached_tokens > 0 && !quiet) {
     std::cerr << "context \"" << start.context << "\" begins with "
               << WithThousands(start.cached_tokens) << " tokens of it\n";
   }
   return start;
+}
+
+void TellReadAnew(const absl::Status& why) {
+  std::cerr << "infllm: all is read anew, although a committed context begins alike: "
+            << why.message() << "\n";
 }
 
 absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::string& directory) {

@@ -43,6 +43,8 @@ struct Runtime : worker::ModelRuntime, EngineRuntime {
 // it does not although it could.
 absl::StatusOr<worker::Engine::Start> StartFromPrefix(worker::Engine& engine,
                                                       std::span<const int32_t> tokens, bool quiet);
+// Says on stderr why a text is read as if there were no such context.
+void TellReadAnew(const absl::Status& why);
 
 // FAILED_PRECONDITION if the model directory has no tokenizer: the command needs text.
 absl::Status RequireTokenizer(const worker::LoadedModel& model, const std::string& directory);

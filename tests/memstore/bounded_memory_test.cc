@@ -140,6 +140,32 @@ TEST(BoundedMemory, ContextsCount) {
   EXPECT_LE(Taken(*store), kMiB);
 }
 
+// Tables that name the blocks of several others are counted, also those of forks.
+TEST(BoundedMemory, ForksOfSeveralCount) {
+  const auto store = Open(4 * kMiB);
+  std::vector<ForkPart> parts;
+  for (int i = 0; i < 16; ++i) {
+    parts.push_back({.context = NewContextId()});
+    ASSERT_OK(store->Create(parts.back().context, Options()));
+    for (int32_t layer = 0; layer < kGeometry.layers; ++layer) {
+      ASSERT_OK(store->Append(parts.back().context, layer, 0, Spans(Payloads(layer, 0, 20))));
+      ASSERT_OK(store->Publish(parts.back().context, layer, 0, Representatives(layer, 0, 20)));
+    }
+  }
+  const int64_t before = store->Stats()->bookkeeping_bytes;
+  const ContextId joined = NewContextId(), fork = NewContextId();
+  ASSERT_OK(store->Fork(parts, joined));
+  const int64_t tables = 15 * 20 * kGeometry.layers * int64_t{sizeof(std::shared_ptr<int>)};
+  EXPECT_GE(store->Stats()->bookkeeping_bytes, before + tables);
+  ASSERT_OK(store->Fork(joined, fork));
+  EXPECT_GE(store->Stats()->bookkeeping_bytes, before + 2 * tables);
+  for (const ContextId& id : {joined, fork}) ASSERT_OK(store->Drop(id));
+  EXPECT_EQ(store->Stats()->bookkeeping_bytes, before);
+  absl::Status status;
+  for (int i = 0; status.ok() && i < 100'000; ++i) status = store->Fork(parts, NewContextId());
+  EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted));
+}
+
 // What can never fit is refused without driving out what others need.
 TEST(BoundedMemory, ARefusalEvictsNothing) {
   const auto store = Open(kMiB);

@@ -304,6 +304,69 @@ TEST_F(ReadOnlyRocksDbTest, WhatIsNoStoreIsRefusedAndLeftAlone) {
   EXPECT_TRUE(std::filesystem::is_empty(data_));
 }
 
+// Wherever a bit has flipped: what is committed is all there, or the store says that it is damaged.
+TEST_F(ReadOnlyRocksDbTest, NoFlippedBitLosesAContextUnsaid) {
+  ASSERT_NO_FATAL_FAILURE(Make());
+  constexpr size_t kContexts = 8;  // 2, and forks of the first
+  {
+    ASSERT_OK_AND_ASSIGN(auto cold, OpenRocksDb({.directory = data_}));
+    ASSERT_OK_AND_ASSIGN(const auto store, NewInProcessStore({.ram_capacity_bytes = 1 << 20},
+                                                             TestBackend(), std::move(cold)));
+    ASSERT_OK_AND_ASSIGN(const CommittedContext a, store->FindCommitted("tenant", "a"));
+    for (size_t i = 2; i < kContexts; ++i) {
+      ASSERT_OK(store->Commit(
+          {.context = a.id, .id = NewContextId(), .name = std::to_string(i), .blocks = kBlocks}));
+    }
+  }
+  const std::string copy = dir_.file("copy");
+  int opened = 0, refused = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(data_ + "/blocks")) {
+    if (entry.path().extension() != ".sst") continue;
+    const auto size = static_cast<int64_t>(std::filesystem::file_size(entry.path()));
+    for (const int64_t at : {int64_t{10}, size / 4, size / 2, size - 1000}) {
+      if (at < 0) continue;
+      SCOPED_TRACE(entry.path().filename().string() + ", byte " + std::to_string(at));
+      std::filesystem::remove_all(copy);
+      std::filesystem::copy(data_, copy, std::filesystem::copy_options::recursive);
+      {
+        std::fstream file(copy + "/blocks/" + entry.path().filename().string(),
+                          std::ios::in | std::ios::out | std::ios::binary);
+        file.seekg(at);
+        const char byte = static_cast<char>(file.get() ^ 4);
+        file.seekp(at);
+        file.put(byte);
+      }
+      absl::Status status;
+      {
+        auto cold = OpenRocksDb({.directory = copy, .read_only = true});
+        if (cold.ok()) {
+          const auto report = CheckCommitted(
+              **cold, {.damage = [](const std::string&) {}, .progress = [](int64_t, int64_t) {}});
+          if (report.ok() && report->damaged == 0) {
+            EXPECT_EQ(report->contexts, kContexts);
+          }
+        }
+      }
+      auto cold = OpenRocksDb({.directory = copy});
+      status = cold.status();
+      if (cold.ok()) {
+        auto store =
+            NewInProcessStore({.ram_capacity_bytes = 1 << 20}, TestBackend(), *std::move(cold));
+        status = store.status();
+        if (store.ok()) {
+          EXPECT_THAT((*store)->ListCommitted("tenant").value(), SizeIs(kContexts));
+          ++opened;
+          continue;
+        }
+      }
+      EXPECT_THAT(status, StatusIs(absl::StatusCode::kDataLoss));
+      ++refused;
+    }
+  }
+  EXPECT_GE(opened, 3) << "where entries are damaged, at its end, too";
+  EXPECT_GE(refused, 3) << "where records are";
+}
+
 TEST_F(ReadOnlyRocksDbTest, AFlippedBitOfATableIsFound) {
   ASSERT_NO_FATAL_FAILURE(Make());
   int found = 0;

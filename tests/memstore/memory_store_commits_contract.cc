@@ -238,6 +238,11 @@ TEST_P(MemoryStoreContract, WhatCannotBeGoneOnFromIsRefused) {
   refused({.exec_block = 4, .tokens = 6}, "multiple of exec_block = 4");
   refused({.exec_block = 0, .tokens = 8}, "exec_block");
   refused({.exec_block = -4, .tokens = 8}, "exec_block");
+  const std::vector<int32_t> many(limits::kMaxReusableExecBlocks + 1);
+  CommitRequest request = Begins(id, "a", many, 0);
+  request.reusable = {.exec_block = 1, .tokens = static_cast<int64_t>(many.size())};
+  EXPECT_THAT(store_->Commit(request),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("65537")));
   for (const int32_t exec_block : {0, -1, limits::kMaxExecBlock + 1}) {
     EXPECT_THAT(store_->FindPrefix(Options(), exec_block, tokens),
                 StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("exec_block")));

@@ -169,12 +169,20 @@ TEST_P(MemoryStoreContract, AForkMayBeginWithSeveralParts) {
     }
     return id;
   };
-  // More than a segment of a table.
+  // 300: more than a segment of a table.
   const ContextId a = made(1, 300, 300), b = made(2, 7, 7), c = made(3, 4, 2);
   const ForkPart parts[] = {{.context = a}, {.context = b, .blocks = 5}, {.context = c}};
   const ContextId fork = NewContextId();
   ASSERT_OK(store_->Fork(parts, fork));
   EXPECT_OK(store_->Fork(parts, fork)) << "it can be repeated";
+  const auto exists = StatusIs(absl::StatusCode::kAlreadyExists);
+  const ForkPart of_the_same_size[] = {
+      {.context = a, .blocks = 299}, {.context = b, .blocks = 6}, {.context = c}};
+  EXPECT_THAT(store_->Fork(of_the_same_size, fork), exists);
+  EXPECT_THAT(store_->Fork(a, fork), exists);
+  const ForkPart of_joined[] = {{.context = b}, {.context = fork}};
+  EXPECT_THAT(store_->Fork(of_joined, NewContextId()),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("several")));
   const auto whose = [&](int64_t index) -> std::pair<int64_t, int64_t> {
     if (index < 300) return {1, index};
     return index < 305 ? std::pair<int64_t, int64_t>{2, index - 300}
@@ -217,8 +225,10 @@ TEST_P(MemoryStoreContract, PartsThatDoNotFitAreRefused) {
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("not published")));
   EXPECT_OK(forked({{.context = a, .blocks = 2}, {.context = b}}));
   EXPECT_THAT(forked({}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("parts")));
-  EXPECT_THAT(forked(std::vector<ForkPart>(limits::kMaxForkParts + 1, {.context = b})),
+  EXPECT_THAT(forked(std::vector<ForkPart>(limits::kMaxForkParts + 1, ForkPart{.context = b})),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("parts")));
+  EXPECT_THAT(forked({{.context = b}, {.context = b, .blocks = 1}}),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("twice")));
   EXPECT_THAT(forked({{.context = b}, {.context = NewContextId()}}),
               StatusIs(absl::StatusCode::kNotFound));
   ContextOptions other = Options();

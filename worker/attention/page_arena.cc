@@ -33,6 +33,13 @@ PageArena::PageArena(kernels::Buffer memory, int64_t part_bytes, int64_t layers,
   std::iota(free_.rbegin(), free_.rend(), 0);
 }
 
+absl::Status PageArena::NoRoom(absl::string_view what, int64_t pages) const {
+  return absl::ResourceExhaustedError(absl::StrCat(
+      what, " need ", pages * page_bytes(), " bytes of KV memory, but only ",
+      free_pages() * page_bytes(), " of ", this->pages() * page_bytes(),
+      " are free: raise --kv-bytes, lower --step-tokens, or run fewer sequences at a time"));
+}
+
 PageNumber PageArena::Take() {
   INFLLM_CHECK(!free_.empty());
   const PageNumber page = free_.back();

@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "kernels/backend.h"
 
 namespace infllm::worker {
@@ -26,6 +28,9 @@ class PageArena {
   int64_t free_pages() const { return static_cast<int64_t>(free_.size()); }
   // Of one page, all layers.
   int64_t page_bytes() const { return part_bytes_ * layers_; }
+
+  // What is said where `what` needs so many pages and they are not free.
+  absl::Status NoRoom(absl::string_view what, int64_t pages) const;
 
   // A page of undefined content with one owner: the one given back last, or one never taken if
   // there is none, so that few pages are ever touched. REQUIRES: free_pages() > 0.
