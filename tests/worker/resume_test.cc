@@ -327,14 +327,17 @@ TEST_P(ResumeTest, MountedContextsLieBeforeWhatIsOpened) {
   EngineWorld world = World();
   const SequenceId sequence = world.NewSequence();
   world.ReadAll(sequence, Part(0, 256), 16);
-  ASSERT_OK(world.engine->Commit(sequence, "a", {}, Part(0, 256)));
+  for (const char* name : {"a", "b"}) {
+    ASSERT_OK(world.engine->Commit(sequence, name, {}, Part(0, 256)));
+  }
   const memstore::CommittedContext a = *world.store->FindCommitted("", "a");
+  const memstore::CommittedContext b = *world.store->FindCommitted("", "b");
   const auto checkpoint = world.store->ReadCheckpoint(a.id);
   ASSERT_OK(checkpoint);
   // Opened at its beginning a context has no block of its own.
   ASSERT_OK_AND_ASSIGN(const SequenceId opened,
-                       world.engine->Open(a, checkpoint->state, 0, {&a, 1}));
-  ASSERT_OK_AND_ASSIGN(const SequenceId made, world.engine->NewSequence({&a, 1}));
+                       world.engine->Open(a, checkpoint->state, 0, {&b, 1}));
+  ASSERT_OK_AND_ASSIGN(const SequenceId made, world.engine->NewSequence({&b, 1}));
   EXPECT_EQ(world.ReadAll(opened, Part(256, 330), 16), world.ReadAll(made, Part(256, 330), 16));
 }
 
